@@ -1,0 +1,104 @@
+"""Convert checkpoints, and say what they are.
+
+    python convert_weights.py inspect FLUX.1-dev/transformer
+    python convert_weights.py to-jax FLUX.1-dev flux-dev-jax
+    python convert_weights.py to-jax flux1-dev.safetensors flux-dev-jax/transformer
+
+sample.py also reads the PyTorch files directly; a converted copy starts faster and loads onto any mesh.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tqdm import tqdm
+
+from infu_jax.cli import run
+from infu_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ToJax:
+    """Write Orbax checkpoints with config.json and tokenizer files from PyTorch files.
+
+    SRC is one model (a file or a folder with config.json) or a release folder: FLUX.1 in diffusers layout,
+    or InfiniteYou's infu_flux_v1.0/aes_stage2. OUT must not exist; it appears when it is whole.
+    """
+
+    src: Annotated[Path, tyro.conf.Positional]
+    """What to read."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write."""
+    dtype: Literal["keep", "bfloat16", "float32"] = "keep"
+    """Of the stored parameters; keep: as in the file."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a file or folder is: model, layout, parameters, dtypes, what is missing or unexpected. Exits with 1 if something is wrong."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """A checkpoint file, a model folder, or a release folder."""
+
+
+# Copied beside the converted models: what sampling needs and no conversion changes.
+COMPANIONS = ("tokenizer", "tokenizer_2", "scheduler", "model_index.json")
+
+
+def to_jax(args: ToJax) -> None:
+    from infu_jax import checkpoint, inspection
+    from infu_jax.convert import source
+
+    if args.out.exists():
+        raise InputError(f"{args.out} exists already; choose another name or remove it first")
+    if not args.src.exists():
+        raise InputError(f"{args.src} does not exist")
+    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.absolute().with_name(f".{args.out.name}.{os.getpid()}.partial")
+    models = inspection.parts(args.src) or {None: args.src}
+    try:
+        for model, path in tqdm(models.items(), desc="converting", disable=None):
+            model = model or source.open_source(path).layout.model
+            target = partial if path == args.src else partial / Path(source.PLACES[model][0]).stem
+            module = checkpoint.load_model(path, model, dtype=None if args.dtype == "keep" else args.dtype)
+            checkpoint.save_model(target, model, module)
+            del module  # before the next one is read
+        if args.src.is_dir():
+            for name in COMPANIONS:
+                if (args.src / name).is_dir():
+                    shutil.copytree(args.src / name, partial / name)
+                elif (args.src / name).exists():
+                    shutil.copy(args.src / name, partial / name)
+        partial.rename(args.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{args.out}: {', '.join(name or 'the model' for name in models)}")
+
+
+def inspect(args: Inspect) -> None:
+    from infu_jax import inspection
+
+    if not args.path.exists():
+        raise InputError(f"{args.path} does not exist")
+    whole = True
+    for n, path in enumerate((inspection.parts(args.path) or {None: args.path}).values()):
+        lines, good = inspection.describe(path)
+        print("\n" * bool(n) + "\n  ".join([str(path), *lines]))
+        whole &= good
+    if not whole:
+        sys.exit(1)
+
+
+def main() -> None:
+    args = tyro.cli(ToJax | Inspect, description=__doc__)
+    to_jax(args) if isinstance(args, ToJax) else inspect(args)
+
+
+if __name__ == "__main__":
+    run(main)

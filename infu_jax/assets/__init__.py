@@ -1,0 +1,1 @@
+"""Embedded data: the tiny stack, sample faces, and the programs that made them."""

@@ -1,0 +1,131 @@
+"""Write the embedded tiny stack: every model of the release at toy size, in the release's own layout.
+
+    python -m infu_jax.assets.make_tiny infu_jax/assets/tiny
+
+Weights are drawn from one seed, so pictures are coloured noise: the stack shows that everything fits
+together and what files look like, not what the method can do. It is made with the conversion rules run
+backwards, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from infu_jax import config as configs
+from infu_jax.assets.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from infu_jax.checkpoint import abstract, param_shapes
+from infu_jax.convert import rules, safetensors, source, torch_pickle
+from infu_jax.convert.layout import Layout
+
+SEED = 2503_16418
+BF16 = ml_dtypes.bfloat16
+SUBJECTS = ("a woman", "a man", "a girl with braids", "an old man with a beard", "a young woman with glasses", "a person", "a smiling man", "a chef")
+PLACES = ("in a garden", "on a beach at sunset", "in a library", "in the rain at night", "on a mountain", "in an office", "at a market", "in space")
+STYLES = ("portrait photo", "oil painting", "watercolor", "close-up, soft light", "film still", "pencil drawing", "cinematic, detailed", "studio light")
+CORPUS = [f"{style} of {subject} {place}" for style in STYLES for subject in SUBJECTS for place in PLACES]
+
+FLUX = configs.FluxConfig(
+    vec_in_dim=32, context_in_dim=32, hidden_size=64, num_heads=2, depth=4, depth_single_blocks=8, axes_dim=(4, 14, 14),
+)  # fmt: skip
+INFUSENET = configs.InfuseNetConfig(
+    vec_in_dim=32, context_in_dim=32, hidden_size=64, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=(4, 14, 14),
+)  # fmt: skip
+RESAMPLER = configs.ResamplerConfig(dim=64, depth=2, heads=1, embedding_dim=128, output_dim=32)
+AUTOENCODER = configs.AutoencoderConfig(channels=(16, 32, 32, 32), num_res_blocks=1, norm_groups=8)
+ARCFACE = configs.ArcFaceConfig(widths=(16, 32, 48, 64), units=(1, 1, 1, 1), embedding_dim=128)
+
+
+def main(out: Path) -> None:
+    """Write the stack to `out`, which must not exist."""
+    if out.exists():
+        raise SystemExit(f"{out} exists already; remove it first")
+    base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
+    clip_vocab = write_clip_tokenizer(base / "tokenizer", CORPUS)
+    t5_vocab = write_t5_tokenizer(base / "tokenizer_2", CORPUS)
+    clip = configs.CLIPTextConfig(vocab_size=clip_vocab, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, eos_token_id=clip_vocab - 1)
+    t5 = configs.T5Config(vocab_size=t5_vocab, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    _write_folder(base / "transformer", "diffusion_pytorch_model", "flux", FLUX)
+    _write_folder(base / "vae", "diffusion_pytorch_model", "autoencoder", AUTOENCODER)
+    _write_folder(base / "text_encoder", "model", "clip", clip)
+    _write_folder(base / "text_encoder_2", "model", "t5", t5)
+    _write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", INFUSENET)
+    torch_pickle.write_file(infu / "image_proj_model.bin", {"image_proj": seeded_tensors("resampler", RESAMPLER, BF16)})
+    torch_pickle.write_file(infu / "recognition_arcface_ir_se50.pth", seeded_tensors("arcface", ARCFACE, np.float32))
+    _write_json(
+        base / "scheduler" / "scheduler_config.json",
+        dict(
+            _class_name="FlowMatchEulerDiscreteScheduler", base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15,
+            num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=True,
+        ),
+    )  # fmt: skip
+    _write_json(
+        base / "model_index.json",
+        {
+            "_class_name": "FluxPipeline",
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "text_encoder_2": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "tokenizer_2": ["transformers", "T5TokenizerFast"],
+            "transformer": ["diffusers", "FluxTransformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def _layout(model: str) -> Layout:
+    """The layout that the release uses, the first of its table."""
+    return next(layout for layout in source.LAYOUTS if layout.model == model)
+
+
+def _write_folder(folder: Path, stem: str, model: str, cfg) -> None:
+    folder.mkdir(parents=True)
+    safetensors.write_file(folder / f"{stem}.safetensors", seeded_tensors(model, cfg, BF16), metadata={"format": "pt"})
+    _write_json(folder / "config.json", _layout(model).to_config(cfg))
+
+
+def seeded_tensors(model: str, cfg, dtype) -> dict[str, np.ndarray]:
+    """Seeded random weights of a model, under the release's keys; floating-point numbers in `dtype`."""
+    layout = _layout(model)
+    ours = {path: _draw(path, s.shape, s.dtype) for path, s in param_shapes(abstract(model, cfg)).items()}
+    plan = rules.plan(layout.rules(cfg), {path: a.shape for path, a in ours.items()})
+    stored = lambda key: dtype if np.issubdtype(ours[plan.by_theirs[key][0].ours].dtype, np.floating) else np.int64  # noqa: E731
+    return {key: plan.read_theirs(key, ours, stored(key)) for key in sorted(plan.their_shapes)}
+
+
+def _draw(path: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Values of a sensible size for a parameter's role, which its name tells."""
+    if not np.issubdtype(dtype, np.floating):
+        return np.zeros(shape, dtype)
+    x = np.random.default_rng([SEED, *path.encode()]).standard_normal(shape, np.float32)
+    name = path.rpartition(".")[2]
+    if name in ("scale", "slope"):
+        return 1 + 0.1 * x
+    if name == "var":
+        return 1 + 0.1 * np.abs(x)
+    if name in ("bias", "mean"):
+        return 0.05 * x
+    stacked = "blocks." in path or "_out.kernel" in path and path.startswith(("double", "single"))
+    fan_in = np.prod(shape[1 if stacked else 0 : -1]) if name == "kernel" and x.ndim > 1 else 16
+    return x / np.sqrt(fan_in)
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    target = Path(sys.argv[1])
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    main(partial)
+    partial.rename(target)

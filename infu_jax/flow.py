@@ -1,0 +1,67 @@
+"""Rectified flow: the path z_t = (1 - t) x0 + t eps, its schedule for sampling, and the Euler step.
+
+Source: paper section 3.4; diffusers `FlowMatchEulerDiscreteScheduler`; BFL flux `sampling.get_schedule`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from infu_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How times are shifted towards noise (diffusers `scheduler_config.json`; defaults are FLUX.1-dev's)."""
+
+    dynamic: bool = True  # the shift grows with the number of image tokens; FLUX.1-schnell: False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    shift: float = 1.0  # used where `dynamic` is False
+
+
+class Schedule(NamedTuple):
+    """Times from 1 (noise) to 0 (picture): (steps + 1,) float32 each.
+
+    times: what the Euler steps go along.
+    model_times: what the models are told. The same numbers, rounded on their way through 1000 t as in PyTorch: the fastest
+        sinusoid turns by 1000 radians, so the last bit of a time shows in the velocity (3e-5 of its maximum).
+    """
+
+    times: np.ndarray
+    model_times: np.ndarray
+
+
+def schedule(steps: int, image_tokens: int, cfg: ScheduleConfig) -> Schedule:
+    """The times of a picture of so many image tokens in so many steps."""
+    if steps < 1:
+        raise InputError(f"steps is {steps}; at least 1 is needed")
+    t = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)  # shifted in float32, as the reference does
+    if cfg.dynamic:
+        slope = (cfg.max_shift - cfg.base_shift) / (cfg.max_tokens - cfg.base_tokens)
+        mu = cfg.base_shift + slope * (image_tokens - cfg.base_tokens)  # not clamped: larger pictures shift further
+        shift = math.exp(mu)
+        t = shift / (shift + (1 / t - 1))
+    else:
+        t = cfg.shift * t / (1 + (cfg.shift - 1) * t)
+    times = np.append(t, np.float32(0))
+    return Schedule(times, times * np.float32(1000) / np.float32(1000))
+
+
+def window(steps: int, start: float, end: float) -> tuple[int, int]:
+    """The steps [first, last) in which InfuseNet acts: step k of N does iff k / N >= start and (k + 1) / N <= end."""
+    if not 0.0 <= start <= end <= 1.0:
+        raise InputError(f"guidance_start {start} and guidance_end {end} must satisfy 0 <= start <= end <= 1")
+    kept = [k for k in range(steps) if not (k / steps < start or (k + 1) / steps > end)]
+    return (kept[0], kept[-1] + 1) if kept else (0, 0)
+
+
+def euler_step(latents, velocity, t, t_next):
+    """One step along the velocity d z / d t, in float32."""
+    return latents + (t_next - t) * velocity.astype(latents.dtype)

@@ -1,0 +1,233 @@
+"""FLUX.1: a rectified-flow transformer of double-stream and single-stream MMDiT blocks.
+
+Source: black-forest-labs/flux `model.py` and `modules/layers.py`; names are theirs. Blocks of one kind are
+stacked and scanned, so compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from infu_jax.attention import attention
+from infu_jax.config import FluxConfig
+from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
+from infu_jax.sharding import constrain_batch
+
+
+class RoPE(NamedTuple):
+    """Rotary angles of every token, text first: cosines and sines, each (S, K / 2) float32."""
+
+    cos: Float[Array, "S k"]
+    sin: Float[Array, "S k"]
+
+
+class Residuals(NamedTuple):
+    """What a control branch adds to the image tokens: one entry per branch block, (n, B, L, D) each."""
+
+    double: Float[Array, "n B L D"]
+    single: Float[Array, "m B L D"]
+
+
+class MMDiT(nnx.Module):
+    """What Flux and InfuseNet share: embedders and the two stacks of blocks."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.img_in = Linear(cfg.in_channels, cfg.hidden_size, rngs=rngs)
+        self.txt_in = Linear(cfg.context_in_dim, cfg.hidden_size, rngs=rngs)
+        self.time_in = MLPEmbedder(TIME_CHANNELS, cfg.hidden_size, rngs=rngs)
+        self.vector_in = MLPEmbedder(cfg.vec_in_dim, cfg.hidden_size, rngs=rngs)
+        self.guidance_in = MLPEmbedder(TIME_CHANNELS, cfg.hidden_size, rngs=rngs) if cfg.guidance_embed else None
+        self.double_blocks = stack(lambda rngs: DoubleStreamBlock(cfg, rngs=rngs), cfg.depth, rngs)
+        self.single_blocks = stack(lambda rngs: SingleStreamBlock(cfg, rngs=rngs), cfg.depth_single_blocks, rngs)
+
+    def embed_vec(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Float[Array, "B D"]:
+        """The vector that modulates every block: time + guidance (where the model was distilled for it) + pooled text."""
+        vec = self.time_in(sinusoid(t).astype(dtype))
+        if self.guidance_in is not None:
+            vec = vec + self.guidance_in(sinusoid(guidance).astype(dtype))
+        return vec + self.vector_in(y.astype(dtype))
+
+
+class Flux(MMDiT):
+    """The base model: predicts the velocity of the image tokens."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        super().__init__(cfg, rngs=rngs)
+        self.final_layer = FinalLayer(cfg, rngs=rngs)
+
+    def __call__(
+        self,
+        img: Float[Array, "B L C"],
+        txt: Float[Array, "B T E"],
+        pe: RoPE,
+        t: Float[Array, " B"],
+        y: Float[Array, "B V"],
+        guidance: Float[Array, " B"],
+        residuals: Residuals | None = None,
+    ) -> Float[Array, "B L C"]:
+        """Velocity of `img` at time `t`, computed in img's dtype.
+
+        Args:
+            img: packed latents.
+            txt: T5 features of the prompt.
+            pe: rotary angles of text and image tokens, from `rope`.
+            t: times in [0, 1], 1 is noise.
+            y: pooled CLIP vector of the prompt.
+            guidance: distilled guidance scale; ignored by models without guidance embedding (schnell).
+            residuals: added to the image tokens, entry b // ceil(depth / n) after block b.
+        """
+        txt_tokens = txt.shape[1]
+        vec = self.embed_vec(t, y, guidance, img.dtype)
+        img, txt = self.img_in(img), self.txt_in(txt.astype(img.dtype))
+
+        def double(block, carry, index):
+            img, txt = block(*carry, vec, pe)
+            if residuals is not None and len(residuals.double):
+                img = img + residuals.double[index].astype(img.dtype)
+            return (constrain_batch(img), constrain_batch(txt)), None
+
+        (img, txt), _ = scan(double, self.double_blocks, (img, txt), _residual_of(self.cfg.depth, residuals and residuals.double))
+
+        def single(block, x, index):
+            x = block(x, vec, pe)
+            if residuals is not None and len(residuals.single):
+                x = x.at[:, txt_tokens:].add(residuals.single[index].astype(x.dtype))
+            return constrain_batch(x), None
+
+        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single))
+        return self.final_layer(x[:, txt_tokens:], vec)
+
+
+class DoubleStreamBlock(nnx.Module):
+    """MMDiT block: image and text keep separate weights and attend jointly."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        self.img, self.txt = Stream(cfg, rngs=rngs), Stream(cfg, rngs=rngs)
+
+    def __call__(self, img: Float[Array, "B L D"], txt: Float[Array, "B T D"], vec: Float[Array, "B D"], pe: RoPE):
+        img_mod, txt_mod = self.img.modulate(vec), self.txt.modulate(vec)  # six of (B, 1, D) each
+        txt_qkv = self.txt.project(txt, *txt_mod[:2])
+        img_qkv = self.img.project(img, *img_mod[:2])
+        # Text first: the checkpoints and the position ids assume this order.
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv))
+        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v)
+        txt_attn, img_attn = jnp.split(attn, [txt.shape[1]], axis=1)
+        return self.img.finish(img, img_attn, *img_mod[2:]), self.txt.finish(txt, txt_attn, *txt_mod[2:])
+
+
+class Stream(nnx.Module):
+    """One side of a double-stream block."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        size = cfg.hidden_size
+        self.mod = Linear(size, (6, size), rngs=rngs)
+        self.norm1 = LayerNorm(size, eps=EPS, affine=False)
+        self.qkv = Linear(size, (3, cfg.num_heads, cfg.head_dim), rngs=rngs)
+        self.q_norm, self.k_norm = RMSNorm(cfg.head_dim, eps=EPS), RMSNorm(cfg.head_dim, eps=EPS)
+        self.attn_out = Linear((cfg.num_heads, cfg.head_dim), size, rngs=rngs)
+        self.norm2 = LayerNorm(size, eps=EPS, affine=False)
+        self.mlp_in = Linear(size, cfg.mlp_size, rngs=rngs)
+        self.mlp_out = Linear(cfg.mlp_size, size, rngs=rngs)
+
+    def modulate(self, vec):
+        """Shift, scale, gate of the attention, then of the MLP: six of (B, 1, D)."""
+        return jnp.split(self.mod(nnx.silu(vec)), 6, axis=1)
+
+    def project(self, x, shift, scale):
+        """Queries, keys and values: three of (B, S, H, K)."""
+        q, k, v = jnp.unstack(self.qkv((1 + scale) * self.norm1(x) + shift), axis=2)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def finish(self, x, attn, attn_gate, shift, scale, mlp_gate):
+        x = x + attn_gate * self.attn_out(attn)
+        return x + mlp_gate * self.mlp_out(nnx.gelu(self.mlp_in((1 + scale) * self.norm2(x) + shift), approximate=True))
+
+
+class SingleStreamBlock(nnx.Module):
+    """Text and image as one sequence; attention and MLP in parallel, one output projection over both."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        size = cfg.hidden_size
+        self.mod = Linear(size, (3, size), rngs=rngs)
+        self.norm = LayerNorm(size, eps=EPS, affine=False)
+        self.qkv = Linear(size, (3, cfg.num_heads, cfg.head_dim), rngs=rngs)
+        self.q_norm, self.k_norm = RMSNorm(cfg.head_dim, eps=EPS), RMSNorm(cfg.head_dim, eps=EPS)
+        self.mlp_in = Linear(size, cfg.mlp_size, rngs=rngs)
+        # The checkpoints' one projection of [attention, MLP], kept as two so that heads stay an axis; the bias is the MLP's.
+        self.attn_out = Linear((cfg.num_heads, cfg.head_dim), size, bias=False, rngs=rngs)
+        self.mlp_out = Linear(cfg.mlp_size, size, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S D"], vec: Float[Array, "B D"], pe: RoPE) -> Float[Array, "B S D"]:
+        shift, scale, gate = jnp.split(self.mod(nnx.silu(vec)), 3, axis=1)
+        h = (1 + scale) * self.norm(x) + shift
+        q, k, v = jnp.unstack(self.qkv(h), axis=2)
+        attn = attention(apply_rope(self.q_norm(q), pe), apply_rope(self.k_norm(k), pe), v)
+        return x + gate * (self.attn_out(attn) + self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True)))
+
+
+class FinalLayer(nnx.Module):
+    """Modulated norm and projection to patches. Our order is (shift, scale), as in BFL's files."""
+
+    def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
+        self.mod = Linear(cfg.hidden_size, (2, cfg.hidden_size), rngs=rngs)
+        self.norm = LayerNorm(cfg.hidden_size, eps=EPS, affine=False)
+        self.linear = Linear(cfg.hidden_size, cfg.out_channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"], vec: Float[Array, "B D"]) -> Float[Array, "B L C"]:
+        shift, scale = jnp.split(self.mod(nnx.silu(vec)), 2, axis=1)
+        return self.linear((1 + scale) * self.norm(x) + shift)
+
+
+class MLPEmbedder(nnx.Module):
+    """Two linear layers with SiLU between: time, guidance or pooled text -> D."""
+
+    def __init__(self, inputs: int, size: int, *, rngs: nnx.Rngs):
+        self.in_layer, self.out_layer = Linear(inputs, size, rngs=rngs), Linear(size, size, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B D"]:
+        return self.out_layer(nnx.silu(self.in_layer(x)))
+
+
+EPS = 1e-6
+TIME_CHANNELS = 256
+
+
+def sinusoid(t: Float[Array, " B"]) -> Float[Array, "B 256"]:
+    """Features of a time or guidance value, multiplied by 1000 first; cosines, then sines; float32 always.
+
+    In bfloat16 1000 * 3.5 would round to 3504, as it does in the official run; we do not copy that.
+    """
+    half = TIME_CHANNELS // 2
+    # The exponents are rounded to float32 as the reference rounds them: angles reach 3500, where that is 1e-4 in the cosine.
+    exponents = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = 1000.0 * t.astype(jnp.float32)[:, None] * freqs
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rope(ids: np.ndarray, cfg: FluxConfig) -> RoPE:
+    """Rotary angles of positions `ids` (S, axes), computed on the host in float64 and rounded once."""
+    angles = [ids[:, a, None] * cfg.theta ** -(np.arange(0, dim, 2) / dim) for a, dim in enumerate(cfg.axes_dim)]
+    angles = np.concatenate(angles, axis=-1)
+    return RoPE(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+
+
+def apply_rope(x: Float[Array, "B S H K"], pe: RoPE) -> Float[Array, "B S H K"]:
+    """Rotate the channel pairs (0, 1), (2, 3), ... of each head."""
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    cos, sin = pe.cos[:, None], pe.sin[:, None]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def _residual_of(depth: int, residuals: jax.Array | None) -> np.ndarray:
+    """Which residual each of `depth` blocks gets. The last interval is shorter where they do not divide."""
+    n = len(residuals) if residuals is not None and len(residuals) else 1
+    return np.arange(depth) // math.ceil(depth / n) if depth else np.arange(0)

@@ -1,0 +1,69 @@
+"""InfuseNet: a short copy of the base model's structure that steers it through residuals.
+
+Source: paper section 3.2, Fig. 3; diffusers `FluxControlNetModel`, which the released weights are stored as.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from infu_jax.config import InfuseNetConfig
+from infu_jax.models.flux import MMDiT, Residuals, RoPE
+from infu_jax.models.layers import Linear, scan, stack, zeros
+from infu_jax.sharding import constrain_batch
+
+
+class InfuseNet(MMDiT):
+    """Flux's blocks, fed ID tokens in the place of text; each block's image tokens are projected to one residual."""
+
+    def __init__(self, cfg: InfuseNetConfig, *, rngs: nnx.Rngs):
+        super().__init__(cfg, rngs=rngs)
+        size = cfg.hidden_size
+        # Zero at first, so that training starts from the base model's own picture.
+        self.control_in = Linear(cfg.in_channels, size, kernel_init=zeros(), rngs=rngs)
+        self.double_out = stack(lambda rngs: Linear(size, size, kernel_init=zeros(), rngs=rngs), cfg.depth, rngs)
+        self.single_out = stack(lambda rngs: Linear(size, size, kernel_init=zeros(), rngs=rngs), cfg.depth_single_blocks, rngs)
+
+    def __call__(
+        self,
+        img: Float[Array, "B L C"],
+        id_tokens: Float[Array, "B T E"],
+        control: Float[Array, "B L C"],
+        pe: RoPE,
+        t: Float[Array, " B"],
+        y: Float[Array, "B V"],
+        guidance: Float[Array, " B"],
+        scale: Float[Array, ""] | float = 1.0,
+    ) -> Residuals:
+        """Residuals for the base model, multiplied by `scale`; computed in img's dtype.
+
+        Args:
+            img, t: as the base model gets them.
+            id_tokens: from the resampler; they take the place of T5 features.
+            control: packed latents of the control image (of a black picture where there is none).
+            pe: rotary angles of ID tokens and image tokens.
+            y: pooled CLIP vector of the text prompt.
+            guidance: InfuseNet's own guidance value, 1.0 in the release.
+        """
+        id_count = id_tokens.shape[1]
+        vec = self.embed_vec(t, y, guidance, img.dtype)
+        x = self.img_in(img) + self.control_in(control.astype(img.dtype))
+        txt = self.txt_in(id_tokens.astype(img.dtype))
+        scale = jnp.asarray(scale, img.dtype)
+
+        def double(pair, carry, _):
+            block, out = pair
+            x, txt = block(*carry, vec, pe)
+            return (constrain_batch(x), constrain_batch(txt)), constrain_batch(scale * out(x))
+
+        (x, txt), double_residuals = scan(double, nnx.List([self.double_blocks, self.double_out]), (x, txt))
+
+        def single(pair, x, _):
+            block, out = pair
+            x = block(x, vec, pe)
+            return constrain_batch(x), constrain_batch(scale * out(x[:, id_count:]))
+
+        _, single_residuals = scan(single, nnx.List([self.single_blocks, self.single_out]), jnp.concatenate([txt, x], axis=1))
+        return Residuals(double_residuals, single_residuals)

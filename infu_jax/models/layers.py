@@ -1,0 +1,125 @@
+"""Layers that every model here is made of.
+
+Computation happens in the dtype of the activations that come in; weights may be kept in another
+dtype (float32 masters, bfloat16 copies) and are cast where they are used. Norms compute in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Init = Callable[..., jax.Array]
+fan_in = nnx.initializers.lecun_normal
+zeros = nnx.initializers.zeros_init
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last axes of x.
+
+    `inputs` and `outputs` are an axis size or several: `Linear((H, K), D)` contracts heads and head
+    size, and its kernel keeps them apart, so that sharding over heads is one letter in a rule.
+    kernel: (*inputs, *outputs); bias: (*outputs).
+    """
+
+    def __init__(self, inputs: int | Sequence[int], outputs: int | Sequence[int], *, bias: bool = True, kernel_init: Init | None = None, rngs: nnx.Rngs):
+        inputs, outputs = _axes(inputs), _axes(outputs)
+        if kernel_init is None:
+            kernel_init = fan_in(in_axis=tuple(range(len(inputs))), out_axis=tuple(range(len(inputs), len(inputs) + len(outputs))))
+        self.input_axes = len(inputs)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = self.input_axes
+        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (contract, ((), ())))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """2-D convolution, NHWC. kernel: (height, width, in, out). `padding` is ((top, bottom), (left, right)) or one number."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int = 3, *, stride: int = 1, padding=None, bias: bool = True, rngs: nnx.Rngs):
+        padding = kernel_size // 2 if padding is None else padding
+        self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+        self.stride = stride
+        self.kernel = nnx.Param(fan_in()(rngs.params(), (kernel_size, kernel_size, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(x, self.kernel[...].astype(x.dtype), (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis; without `affine` it has no parameters (the modulation scales and shifts instead)."""
+
+    def __init__(self, size: int, *, eps: float, affine: bool = True):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(size)) if affine else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis."""
+
+    def __init__(self, size: int, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table by index. table: (entries, size)."""
+
+    def __init__(self, entries: int, size: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (entries, size)) / math.sqrt(size))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.table[...][ids]
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`n` modules of one shape as one module whose parameters have a leading layer axis."""
+
+    @nnx.split_rngs(splits=n)
+    @nnx.vmap(in_axes=(0,), out_axes=0, axis_size=n)
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return build(rngs)
+
+
+def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: bool = True):
+    """`carry, y = step(block, carry, x)` for each of the stacked `blocks`, compiled once; returns (carry, stacked ys).
+
+    With `remat` the backward pass keeps only the carry of each block and computes the rest again.
+    """
+    graph, weights = nnx.split(blocks)
+
+    def body(carry, layer):
+        weights, x = layer
+        return step(nnx.merge(graph, weights), carry, x)
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (weights, xs))
+
+
+def _axes(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)

@@ -1,0 +1,375 @@
+"""One photo and a prompt in, pictures of that person out. The one file that knows all parts.
+
+Source: InfiniteYou's `pipelines/pipeline_infu_flux.py` (behaviour and defaults).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from infu_jax import face, flow, latents, sampler
+from infu_jax.checkpoint import load_model
+from infu_jax.config import SamplingConfig
+from infu_jax.errors import InputError
+from infu_jax.models.arcface import ArcFace
+from infu_jax.models.autoencoder import Autoencoder
+from infu_jax.models.clip import CLIPTextEncoder
+from infu_jax.models.flux import Flux, rope
+from infu_jax.models.infusenet import InfuseNet
+from infu_jax.models.resampler import Resampler
+from infu_jax.models.t5 import T5Encoder
+from infu_jax.sharding import batch_sharding, make_mesh
+from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer, load_t5_tokenizer
+
+CLIP_LENGTH = 77
+# Schedules are padded to a multiple of this, so that another number of steps needs no other program.
+SCHEDULE_PAD = 64
+
+
+@dataclass
+class Pictures:
+    """What a call returns.
+
+    images: (B, height, width, 3) uint8 RGB, prompts in order, the pictures of one prompt together.
+    prompts, seeds: of each picture.
+    id_embedding: (B, 512) of the photo, L2-normalised.
+    trace: every intermediate, if asked for; see `InfUPipeline.__call__`.
+    """
+
+    images: np.ndarray
+    prompts: list[str]
+    seeds: list[int]
+    id_embedding: np.ndarray
+    trace: dict[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass
+class InfUPipeline:
+    """InfiniteYou for sampling. Make one with `load`, then call it.
+
+    offload: the models that run once per picture wait in host memory while the transformers run.
+    """
+
+    flux: Flux
+    infusenet: InfuseNet
+    resampler: Resampler
+    autoencoder: Autoencoder
+    t5: T5Encoder
+    clip: CLIPTextEncoder
+    arcface: ArcFace
+    t5_tokenizer: Tokenizer
+    clip_tokenizer: Tokenizer
+    detector: face.Detector
+    schedule: flow.ScheduleConfig
+    mesh: Mesh
+    dtype: Any
+    offload: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        base: str | os.PathLike,
+        infu: str | os.PathLike,
+        *,
+        arcface: str | os.PathLike | None = None,
+        transformer: str | os.PathLike | None = None,
+        autoencoder: str | os.PathLike | None = None,
+        detector: face.Detector | None = None,
+        mesh: Mesh | None = None,
+        dtype: Any = jnp.float32,
+        offload: bool = False,
+        progress: Callable[[str], None] = lambda name: None,
+    ) -> InfUPipeline:
+        """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote.
+
+        Args:
+            base: FLUX.1 folder (diffusers layout): transformer, VAE, text encoders, tokenizers, scheduler.
+            infu: InfiniteYou folder with `InfuseNetModel/` and `image_proj_model.bin`.
+            arcface: `recognition_arcface_ir_se50.pth`; by default looked for inside `infu`.
+            transformer, autoencoder: other files for these two, e.g. BFL's single files.
+            detector: finds faces; YuNet by default, see `infu_jax.face.load_detector`.
+            mesh: devices to spread over, by default one.
+            dtype: of weights and computation; ArcFace, norms, softmax, schedule and latents stay float32.
+            progress: called with the name of each part before it is loaded.
+        """
+        mesh = mesh or make_mesh(devices=jax.devices()[:1])
+
+        def part(path, model, dtype=dtype):
+            progress(model)
+            return load_model(path, model, mesh=mesh, dtype=dtype)
+
+        base, infu = Path(base), Path(infu)
+        # Small and likely faults first: a wrong path should not cost the minutes that 12 billion parameters take.
+        clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
+        arcface = part(arcface or infu, "arcface", jnp.float32)
+        resampler, infusenet = part(infu, "resampler"), part(infu, "infusenet")
+        clip, vae, t5 = part(base, "clip"), part(autoencoder or base, "autoencoder"), part(base, "t5")
+        flux = part(transformer or base, "flux")
+        _check_fit(flux, infusenet, resampler, t5, clip, vae)
+        pipeline = cls(
+            flux, infusenet, resampler, vae, t5, clip, arcface, t5_tokenizer, clip_tokenizer,
+            detector or face.load_detector("yunet"), _read_schedule(base, flux, transformer is not None), mesh, dtype, offload,
+        )  # fmt: skip
+        if offload:
+            for name in ("resampler", "autoencoder", "t5", "clip", "arcface"):
+                setattr(pipeline, name, _move(getattr(pipeline, name), "pinned_host"))
+        return pipeline
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        id_image: np.ndarray | None = None,
+        id_embedding: np.ndarray | None = None,
+        control_image: np.ndarray | None = None,
+        keypoints: np.ndarray | None = None,
+        negative_prompt: str | None = None,
+        seeds: int | Sequence[int] = 42,
+        num_images: int = 1,
+        settings: SamplingConfig | None = None,
+        noise: np.ndarray | None = None,
+        control_noise: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        trace: bool = False,
+    ) -> Pictures:
+        """Make `num_images` pictures for each prompt, B in all, as one batch.
+
+        Args:
+            prompts: what to paint.
+            id_image: (h, w, 3) uint8 RGB photo; its largest face is the identity.
+            id_embedding: (512,) or (B, 512), instead of `id_image`.
+            control_image: (h, w, 3) photo whose largest face says where the face goes; its keypoints are drawn.
+            keypoints: (5, 2) in pixels of the result, instead of `control_image`. Without either it is black.
+            negative_prompt: what to move away from; used where settings.true_cfg > 1.
+            seeds: of each picture; a single number counts up over the batch.
+            settings: sizes, steps, scales; the release's defaults.
+            noise, control_noise: (B, height / 8, width / 8, 16) standard normal, instead of drawing them from the seeds.
+            progress: called with (finished steps, steps) after each step.
+            trace: return every intermediate, see `Pictures.trace`: id_embedding, id_tokens, txt, y, control_image, control_latents,
+                noise, times, image (float, about [-1, 1]), and per step double_residuals, single_residuals (None outside the window), velocity, latents.
+        Raises:
+            NoFaceError: no face in `id_image` or `control_image`.
+            InputError: settings or shapes that do not fit.
+        """
+        settings = settings or SamplingConfig()
+        prompts = [p for p in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(num_images)]
+        seeds = [seeds + n for n in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+        _check_call(prompts, seeds, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
+        batch = len(prompts)
+        h, w = settings.height // self.autoencoder_downscale, settings.width // self.autoencoder_downscale
+        shape = (batch, h, w, self.autoencoder.cfg.z_channels)
+
+        if id_embedding is None:
+            id_embedding = self.embed_face(id_image)
+        id_embedding = np.broadcast_to(np.asarray(id_embedding, np.float32), (batch, self.arcface.cfg.embedding_dim))
+        drawn = self.draw_control(control_image, keypoints, settings)
+        noise = self._noise(noise, "noise", seeds, latents.LATENTS, shape)
+        control_noise = self._noise(control_noise, "control_noise", seeds, latents.CONTROL, shape)
+
+        with jax.set_mesh(self.mesh):
+            text = self._encode_text(prompts, settings.t5_length)
+            negative = self._encode_text([negative_prompt] * batch, settings.t5_length) if settings.true_cfg > 1 else None
+            id_tokens = _project(self._ready("resampler"), self._batch(id_embedding), dtype=self.dtype)
+            pixels = np.broadcast_to(drawn.astype(np.float32) / 127.5 - 1.0, (batch, *drawn.shape))
+            control = _encode_control(self._ready("autoencoder"), self._batch(pixels), self._batch(control_noise), dtype=self.dtype)
+            given = sampler.Conditions(
+                text=text,
+                pe=rope(latents.position_ids(settings.t5_length, h, w), self.flux.cfg),
+                guidance=jnp.full(batch, settings.guidance, jnp.float32),
+                identity=sampler.Identity(
+                    id_tokens=id_tokens,
+                    control=control,
+                    pe=rope(latents.position_ids(id_tokens.shape[1], h, w), self.infusenet.cfg),
+                    guidance=jnp.full(batch, settings.infusenet_guidance, jnp.float32),
+                    scale=jnp.asarray(settings.conditioning_scale, jnp.float32),
+                ),
+                negative=negative,
+                true_cfg=jnp.asarray(settings.true_cfg, jnp.float32),
+            )
+            schedule = flow.schedule(settings.steps, (h // 2) * (w // 2), self.schedule)
+            img, steps = self._denoise(latents.pack(self._batch(noise)), schedule, given, settings, progress, trace)
+            decoded = np.asarray(_decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype, replicated=NamedSharding(self.mesh, P())))
+        record = None
+        if trace:
+            record = dict(
+                id_embedding=id_embedding, id_tokens=np.asarray(id_tokens), txt=np.asarray(text.txt), y=np.asarray(text.y), control_image=drawn,
+                control_latents=np.asarray(control), noise=np.asarray(noise), times=schedule.times, image=decoded, **steps,
+            )  # fmt: skip
+        images = np.round(np.clip(decoded * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
+        return Pictures(images, prompts, seeds, id_embedding, record)
+
+    @property
+    def autoencoder_downscale(self) -> int:
+        return self.autoencoder.cfg.downscale
+
+    def embed_face(self, image: np.ndarray) -> np.ndarray:
+        """ArcFace embedding (512,) of the largest face of a photo (h, w, 3) uint8 RGB; NoFaceError if there is none."""
+        found = face.largest_face(self.detector, image)
+        crop = face.arcface_input(face.align(image, found.keypoints, self.arcface.cfg.image_size))
+        with jax.set_mesh(self.mesh):
+            return np.asarray(_embed(self._ready("arcface"), crop[None]))[0]
+
+    def similarity(self, image: np.ndarray, id_embedding: np.ndarray) -> float | None:
+        """Cosine between the face in a picture and an identity; None where no face is found."""
+        try:
+            return float(face.cosine(self.embed_face(image), id_embedding))
+        except face.NoFaceError:
+            return None
+
+    def draw_control(self, control_image: np.ndarray | None, keypoints: np.ndarray | None, settings: SamplingConfig) -> np.ndarray:
+        """The control image (height, width, 3) uint8 RGB: five keypoints on black, or black."""
+        if keypoints is not None:
+            return face.control_image_from_keypoints(keypoints, settings.height, settings.width)
+        return face.control_image(control_image, settings.height, settings.width, self.detector)
+
+    def _encode_text(self, prompts: Sequence[str], t5_length: int) -> sampler.Text:
+        unique = list(dict.fromkeys(prompts))  # pictures of one prompt share the work
+        for prompt in unique:
+            if (count := self.t5_tokenizer.count(prompt)) > t5_length:
+                warnings.warn(f"the prompt has {count} tokens; the last {count - t5_length} are cut: {prompt[:60]!r}...", stacklevel=3)
+        t5_ids, clip_ids = self.t5_tokenizer.encode(unique, t5_length), self.clip_tokenizer.encode(unique, CLIP_LENGTH)
+        txt, y = _encode_text(self._ready("t5"), self._ready("clip"), self._batch(t5_ids), self._batch(clip_ids), dtype=self.dtype)
+        rows = np.array([unique.index(p) for p in prompts])
+        return sampler.Text(self._batch(txt[rows]), self._batch(y[rows]))
+
+    def _denoise(self, img, schedule: flow.Schedule, given: sampler.Conditions, settings: SamplingConfig, progress, trace: bool):
+        """The loop: one program for steps with InfuseNet, one for steps without; neither is compiled unless it is needed."""
+        first, last = flow.window(settings.steps, settings.guidance_start, settings.guidance_end)
+        if settings.conditioning_scale == 0:
+            first, last = 0, 0
+        padded = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, -len(x) % SCHEDULE_PAD))), schedule)
+        record = dict(velocity=[], latents=[], double_residuals=[], single_residuals=[])
+        for start, stop, guided in sampler.segments(settings.steps, first, last):
+            infusenet, conditions = (self.infusenet, given) if guided else (None, given._replace(identity=None))
+            stride = 1 if progress or trace else stop - start
+            for k in range(start, stop, stride):
+                if trace:
+                    img, v, residuals = _traced_step(self.flux, infusenet, img, padded, k, conditions, dtype=self.dtype)
+                    for name, value in zip(record, (v, img, residuals and residuals.double, residuals and residuals.single)):
+                        record[name].append(None if value is None else np.asarray(value))
+                else:
+                    img = _steps(self.flux, infusenet, img, padded, k, k + stride, conditions, dtype=self.dtype)
+                if progress:
+                    img.block_until_ready()
+                    progress(k + stride, settings.steps)
+        return img, record
+
+    def _noise(self, given: np.ndarray | None, name: str, seeds: Sequence[int], purpose: int, shape: tuple[int, ...]) -> np.ndarray:
+        if given is None:
+            return np.stack([np.asarray(latents.noise(seed, purpose, *shape[1:])) for seed in seeds])
+        if given.shape != shape:
+            raise InputError(f"{name} is {given.shape}; {shape} is needed for this batch and size")
+        return np.asarray(given, np.float32)
+
+    def _batch(self, x) -> jax.Array:
+        return jax.device_put(x, batch_sharding(self.mesh, len(x)))
+
+    def _ready(self, name: str):
+        """A model with its weights on the device; where it is parked, a copy that goes when its user lets go of it."""
+        model = getattr(self, name)
+        return _move(model, "device") if self.offload else model
+
+
+# Programs. Models are pytrees, so weights are arguments and sizes are part of the cache key.
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _encode_text(t5: T5Encoder, clip: CLIPTextEncoder, t5_ids, clip_ids, *, dtype):
+    return t5(t5_ids, dtype=dtype), clip(clip_ids, dtype=dtype)[1]
+
+
+@jax.jit
+def _embed(arcface: ArcFace, crops):
+    return arcface(crops)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _project(resampler: Resampler, id_embedding, *, dtype):
+    return resampler(id_embedding[:, None].astype(dtype))
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _encode_control(autoencoder: Autoencoder, image, noise, *, dtype):
+    return latents.pack(autoencoder.encode(image.astype(dtype), noise))
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _traced_step(flux: Flux, infusenet: InfuseNet | None, img, schedule, k, given, *, dtype):
+    v, residuals = sampler.velocity(flux, infusenet, img, schedule.model_times[k], given, dtype)
+    return flow.euler_step(img, v, schedule.times[k], schedule.times[k + 1]), v, residuals
+
+
+@partial(jax.jit, static_argnames="dtype", donate_argnames="img")
+def _steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, *, dtype):
+    return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype)
+
+
+@partial(jax.jit, static_argnames=("h", "w", "dtype", "replicated"))
+def _decode(autoencoder: Autoencoder, img, *, h, w, dtype, replicated):
+    image = autoencoder.decode(latents.unpack(img, h, w).astype(dtype)).astype(jnp.float32)
+    return jax.lax.with_sharding_constraint(image, replicated)  # so that every process can read it
+
+
+def _move(model, memory_kind: str):
+    return jax.tree.map(lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind)), model)
+
+
+def _read_schedule(base: Path, flux: Flux, other_transformer: bool) -> flow.ScheduleConfig:
+    """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
+    path = base / "scheduler" / "scheduler_config.json"
+    if other_transformer or not path.exists():
+        return flow.ScheduleConfig(dynamic=flux.cfg.guidance_embed)  # schnell has no guidance embedding and no shift
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return flow.ScheduleConfig(
+            dynamic=stored["use_dynamic_shifting"],
+            base_shift=stored["base_shift"],
+            max_shift=stored["max_shift"],
+            base_tokens=stored["base_image_seq_len"],
+            max_tokens=stored["max_image_seq_len"],
+            shift=stored["shift"],
+        )
+    except (json.JSONDecodeError, KeyError) as e:
+        raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
+
+
+def _check_fit(flux, infusenet, resampler, t5, clip, vae) -> None:
+    """Parts of different models must agree where they meet."""
+    pairs = [
+        ("the transformer's and InfuseNet's hidden size", flux.cfg.hidden_size, infusenet.cfg.hidden_size),
+        ("the transformer's text width and T5's width", flux.cfg.context_in_dim, t5.cfg.d_model),
+        ("the transformer's pooled width and CLIP's width", flux.cfg.vec_in_dim, clip.cfg.hidden_size),
+        ("InfuseNet's text width and the ID tokens' width", infusenet.cfg.context_in_dim, resampler.cfg.output_dim),
+        ("the transformer's channels and four times the VAE's", flux.cfg.in_channels, vae.cfg.z_channels * latents.PATCH**2),
+    ]
+    for what, a, b in pairs:
+        if a != b:
+            raise InputError(f"{what} differ: {a} and {b}; these checkpoints do not belong together")
+
+
+def _check_call(prompts, seeds, settings: SamplingConfig, id_image, id_embedding, control_image, keypoints, negative_prompt) -> None:
+    if not prompts:
+        raise InputError("no prompt was given; at least one is needed")
+    if len(seeds) != len(prompts):
+        raise InputError(f"{len(seeds)} seeds for {len(prompts)} pictures; give one seed a picture, or a single number")
+    if bad := [s for s in seeds if not 0 <= s < 2**32]:
+        raise InputError(f"seeds {bad} are out of range; 0 <= seed < {2**32} is needed")
+    if (id_image is None) == (id_embedding is None):
+        raise InputError("give either id_image or id_embedding, one of the two")
+    if control_image is not None and keypoints is not None:
+        raise InputError("give control_image or keypoints, not both")
+    if settings.true_cfg > 1 and negative_prompt is None:
+        raise InputError(f"true_cfg is {settings.true_cfg} but there is no negative_prompt; give one (it may be empty) or set true_cfg to 1")

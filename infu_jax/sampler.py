@@ -1,0 +1,78 @@
+"""The denoising loop: base model and InfuseNet as one velocity, followed from noise to latents.
+
+Source: InfiniteYou's `pipeline_flux_infusenet.py`; BFL flux `sampling.denoise`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from infu_jax.flow import Schedule, euler_step
+from infu_jax.models.flux import Flux, Residuals, RoPE
+from infu_jax.models.infusenet import InfuseNet
+
+
+class Text(NamedTuple):
+    """A prompt as the transformers take it."""
+
+    txt: Float[Array, "B T E"]  # T5 features
+    y: Float[Array, "B V"]  # pooled CLIP vector
+
+
+class Identity(NamedTuple):
+    """What InfuseNet is given."""
+
+    id_tokens: Float[Array, "B Q E"]
+    control: Float[Array, "B L C"]  # packed latents of the control image
+    pe: RoPE  # of ID tokens and image tokens
+    guidance: Float[Array, " B"]
+    scale: Float[Array, ""]
+
+
+class Conditions(NamedTuple):
+    """Everything that the velocity depends on besides latents and time."""
+
+    text: Text
+    pe: RoPE  # of text and image tokens
+    guidance: Float[Array, " B"]
+    identity: Identity | None  # None: the base model alone
+    negative: Text | None  # None: no true classifier-free guidance
+    true_cfg: Float[Array, ""]
+
+
+def velocity(
+    flux: Flux, infusenet: InfuseNet | None, img: Float[Array, "B L C"], t: Float[Array, ""], given: Conditions, dtype
+) -> tuple[Float[Array, "B L C"], Residuals | None]:
+    """Velocity of `img` at time `t` in float32, and the residuals that went into it; the models compute in `dtype`."""
+    t, x, residuals = jnp.full(len(img), t), img.astype(dtype), None
+    if given.identity is not None:
+        who = given.identity
+        residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale)
+    v = flux(x, given.text.txt, given.pe, t, given.text.y, given.guidance, residuals).astype(jnp.float32)
+    if given.negative is not None:
+        # The negative branch is the base model's own: no InfuseNet, the same distilled guidance.
+        away = flux(x, given.negative.txt, given.pe, t, given.negative.y, given.guidance).astype(jnp.float32)
+        v = away + given.true_cfg * (v - away)
+    return v, residuals
+
+
+def denoise(
+    flux: Flux, infusenet: InfuseNet | None, latents: Float[Array, "B L C"], schedule: Schedule, first: int, last: int, given: Conditions, dtype
+) -> Float[Array, "B L C"]:
+    """Euler steps first .. last - 1 along `schedule`. The bounds may be traced, so any part of the loop is one program."""
+
+    def step(k, z):
+        v, _ = velocity(flux, infusenet, z, schedule.model_times[k], given, dtype)
+        return euler_step(z, v, schedule.times[k], schedule.times[k + 1])
+
+    return jax.lax.fori_loop(first, last, step, latents)
+
+
+def segments(steps: int, first: int, last: int) -> list[tuple[int, int, bool]]:
+    """The loop split at InfuseNet's window [first, last): (from, to, whether InfuseNet acts), empty parts left out."""
+    parts = [(0, first, False), (first, last, True), (last, steps, False)]
+    return [part for part in parts if part[0] < part[1]]

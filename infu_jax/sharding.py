@@ -1,0 +1,151 @@
+"""Where arrays live: one mesh of axes (data, fsdp, tensor), rules for parameters, a spec for batches.
+
+- data: copies of the weights, each with its part of the batch.
+- fsdp: weights are split and gathered block by block; the batch is split over this axis too.
+- tensor: heads and MLP channels are split; one picture is computed by several devices.
+
+This file knows parameter names (as regular expressions) but imports no model, so models may use it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from infu_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all by default). One of the sizes may be -1: the rest of the devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise InputError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: only one size may be -1")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and known and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_axes(mesh, batch: int) -> tuple[str, ...]:
+    """The mesh axes that a batch of this size is split over: data and fsdp as far as they divide it."""
+    for axes in (("data", "fsdp"), ("data",), ("fsdp",)):
+        if batch % math.prod(mesh.shape[a] for a in axes) == 0:
+            return axes
+    return ()
+
+
+def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+    """Split over the first axis of an array, the batch."""
+    return NamedSharding(mesh, P(batch_axes(mesh, batch)))
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep activations split over the batch inside a jitted function; nothing outside `jax.set_mesh`.
+
+    Without it the compiler may gather the whole batch on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, x.shape[0])))
+
+
+# Parameters ---------------------------------------------------------------------------------------
+
+Rules = Sequence[tuple[str, P]]
+
+_MMDIT: Rules = (
+    (r".*_blocks\..*qkv\.kernel", P(None, "fsdp", None, "tensor")),  # (layer, D, qkv, H, K)
+    (r".*_blocks\..*qkv\.bias", P(None, None, "tensor")),
+    (r".*_blocks\..*attn_out\.kernel", P(None, "tensor", None, "fsdp")),  # (layer, H, K, D)
+    (r".*_blocks\..*mlp_in\.kernel", P(None, "fsdp", "tensor")),
+    (r".*_blocks\..*mlp_in\.bias", P(None, "tensor")),
+    (r".*_blocks\..*mlp_out\.kernel", P(None, "tensor", "fsdp")),
+    (r".*_blocks\..*mod\.kernel", P(None, "fsdp", None, "tensor")),  # (layer, D, 6 or 3, D)
+    (r".*_blocks\..*mod\.bias", P(None, None, "tensor")),
+    (r".*_blocks\..*((attn_out|mlp_out)\.bias|norm\.scale)", P()),
+    (r"(img|txt|time|vector|guidance)_in\..*kernel", P(None, "fsdp")),
+    (r"(img|txt|time|vector|guidance)_in\..*bias", P()),
+)
+
+RULES: Mapping[str, Rules] = {
+    "flux": (
+        *_MMDIT,
+        (r"final_layer\.mod\.kernel", P("fsdp", None, "tensor")),
+        (r"final_layer\.linear\.kernel", P("fsdp")),
+        (r"final_layer\..*bias", P()),
+    ),
+    "infusenet": (
+        *_MMDIT,
+        (r"control_in\.kernel", P(None, "fsdp")),
+        (r"(double|single)_out\.kernel", P(None, "fsdp", "tensor")),
+        (r"(control_in|double_out|single_out)\.bias", P()),
+    ),
+    "t5": (
+        (r"blocks\.(qkv|mlp_in)\.kernel", P(None, "fsdp", None, "tensor")),  # (layer, D, qkv, H, K), (layer, D, gate and value, F)
+        (r"blocks\.attn_out\.kernel", P(None, "tensor", None, "fsdp")),
+        (r"blocks\.mlp_out\.kernel", P(None, "tensor", "fsdp")),
+        (r"embedding\.table", P(None, "fsdp")),
+        (r"relative_bias\.table", P(None, "tensor")),
+        (r".*norm\.scale", P()),
+    ),
+    # CLIP-L and the resampler have 12 and 20 heads, which few tensor axes divide, and are small: fsdp only.
+    "clip": (
+        (r"blocks\.(qkv|mlp_in)\.kernel", P(None, "fsdp")),
+        (r"blocks\.attn_out\.kernel", P(None, None, None, "fsdp")),
+        (r"blocks\.mlp_out\.kernel", P(None, None, "fsdp")),
+        (r"(token|position)_embedding\.table", P(None, "fsdp")),
+        (r".*(bias|scale)", P()),
+    ),
+    "resampler": (
+        (r"blocks\.(attn\.q|attn\.kv|mlp_in)\.kernel", P(None, "fsdp")),
+        (r"blocks\.attn\.proj\.kernel", P(None, None, None, "fsdp")),
+        (r"blocks\.mlp_out\.kernel", P(None, None, "fsdp")),
+        (r"proj_(in|out)\.kernel", P(None, "fsdp")),
+        (r"latents|.*(bias|scale)", P()),
+    ),
+    # Convolutions of 84 and 44 million parameters: gathering them would cost more than keeping them.
+    "autoencoder": ((r".*", P()),),
+    "arcface": ((r".*", P()),),
+}
+
+
+def param_specs(rules: Rules, paths: Sequence[str]) -> dict[str, P]:
+    """A spec for every parameter path: the first rule that matches it whole.
+
+    A path without a rule and a rule without a path are errors, so that nothing is replicated by accident.
+    """
+    used, specs, bare = set(), {}, []
+    for path in paths:
+        for n, (pattern, spec) in enumerate(rules):
+            if re.fullmatch(pattern, path):
+                used.add(n)
+                specs[path] = spec
+                break
+        else:
+            bare.append(path)
+    idle = [pattern for n, (pattern, _) in enumerate(rules) if n not in used]
+    if bare or idle:
+        raise ValueError(f"sharding rules do not fit the model: parameters without a rule {bare}, rules without a parameter {idle}")
+    return specs
+
+
+def param_shardings(mesh: Mesh, rules: Rules, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
+    """`param_specs` on a mesh; an axis that the mesh does not divide is an error that names the parameter."""
+    shardings = {path: NamedSharding(mesh, spec) for path, spec in param_specs(rules, list(shapes)).items()}
+    for path, sharding in shardings.items():
+        for size, axis in zip(shapes[path], sharding.spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise InputError(f"{path} {shapes[path]}: size {size} is not a multiple of mesh axis {axis!r} = {mesh.shape[axis]}; choose another mesh")
+    return shardings
