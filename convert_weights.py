@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm import tqdm
 
-from infu_jax.cli import run
+from infu_jax.cli import check_writable, run
 from infu_jax.errors import InputError
 
 
@@ -31,12 +31,12 @@ class ToJax:
     or InfiniteYou's infu_flux_v1.0/aes_stage2. OUT must not exist; it appears when it is whole.
     """
 
-    src: Annotated[Path, tyro.conf.Positional]
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """What to read."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write."""
     dtype: Literal["keep", "bfloat16", "float32"] = "keep"
-    """Of the stored parameters; keep: as in the file."""
+    """Of the stored parameters; keep: as in the file. ArcFace, which computes in float32, is always kept."""
 
 
 @dataclass(frozen=True)
@@ -52,45 +52,54 @@ COMPANIONS = ("tokenizer", "tokenizer_2", "scheduler", "model_index.json")
 
 
 def to_jax(args: ToJax) -> None:
-    from infu_jax import checkpoint, inspection
-    from infu_jax.convert import source
-
     if args.out.exists():
         raise InputError(f"{args.out} exists already; choose another name or remove it first")
     if not args.src.exists():
         raise InputError(f"{args.src} does not exist")
-    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out)
+    from infu_jax import checkpoint, inspection
+    from infu_jax.convert import source
+
+    models = inspection.parts(args.src) or {inspection.model_name(args.src): args.src}
+    dtypes = {model: None if args.dtype == "keep" or model == "arcface" else args.dtype for model in models}
+    for model, path in models.items():
+        inspection.check(path, model)  # all of them before the first is read
+    check_writable(args.out, sum(inspection.stored_bytes(path, dtypes[model]) for model, path in models.items()))
+    if absent := inspection.absent(args.src):
+        print(f"warning: {args.src} lacks what sample.py needs: {', '.join(absent)}", file=sys.stderr)
     partial = args.out.absolute().with_name(f".{args.out.name}.{os.getpid()}.partial")
-    models = inspection.parts(args.src) or {None: args.src}
     try:
-        for model, path in tqdm(models.items(), desc="converting", disable=None):
-            model = model or source.open_source(path).layout.model
-            target = partial if path == args.src else partial / Path(source.PLACES[model][0]).stem
-            module = checkpoint.load_model(path, model, dtype=None if args.dtype == "keep" else args.dtype)
-            checkpoint.save_model(target, model, module)
+        for model, path in models.items():
+            began = time.perf_counter()
+            place = "" if path == args.src else Path(source.PLACES[model][0]).stem
+            module = checkpoint.load_model(path, model, dtype=dtypes[model])
+            checkpoint.save_model(partial / place, model, module)
             del module  # before the next one is read
-        if args.src.is_dir():
-            for name in COMPANIONS:
-                if (args.src / name).is_dir():
-                    shutil.copytree(args.src / name, partial / name)
-                elif (args.src / name).exists():
-                    shutil.copy(args.src / name, partial / name)
+            print(f"{path}: {model} converted in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+        for name in COMPANIONS if args.src.is_dir() else ():
+            if (args.src / name).is_dir():
+                shutil.copytree(args.src / name, partial / name)
+            elif (args.src / name).exists():
+                shutil.copy(args.src / name, partial / name)
         partial.rename(args.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{args.out}: {', '.join(name or 'the model' for name in models)}")
+    print(f"{args.out}: {', '.join(models)}")
 
 
 def inspect(args: Inspect) -> None:
-    from infu_jax import inspection
-
     if not args.path.exists():
         raise InputError(f"{args.path} does not exist")
+    from infu_jax import inspection
+
     whole = True
-    for n, path in enumerate((inspection.parts(args.path) or {None: args.path}).values()):
+    for path in (inspection.parts(args.path) or {None: args.path}).values():
         lines, good = inspection.describe(path)
-        print("\n" * bool(n) + "\n  ".join([str(path), *lines]))
+        print("\n  ".join([str(path), *lines]))
         whole &= good
+    if absent := inspection.absent(args.path):
+        print(f"{args.path}\n  problem: sample.py also needs {', '.join(absent)}")
+        whole = False
     if not whole:
         sys.exit(1)
 

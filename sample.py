@@ -12,64 +12,65 @@ Several prompts and seeds make every combination, and a contact sheet of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
-import json
-import secrets
+import random
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
-from infu_jax.cli import run
-from infu_jax.config import MeshConfig, SamplingConfig
+from infu_jax.assets import ASSETS
+from infu_jax.cli import check_writable, run
+from infu_jax.config import MeshConfig, SamplingConfig, from_json
 from infu_jax.errors import InputError
 
-ASSETS = Path(str(files("infu_jax"))) / "assets"
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True)
 class Args:
     id_image: Path = ASSETS / "faces" / "ada.png"
     """Photo of the person. The largest face in it counts."""
-    prompt: tuple[str, ...] = ()
+    prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
     """What to paint; several prompts make several pictures."""
-    prompts_file: Path | None = None
+    prompts_file: OptionalPath = None
     """Text file with one prompt a line; empty lines and lines that begin with # are skipped."""
-    seed: tuple[int, ...] = (0,)
+    seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (0,)
     """Seeds; every prompt is painted with each. 0 means a new random seed for every picture."""
     num_images: int = 1
     """Pictures per prompt and seed; they take the seeds seed, seed + 1, ..."""
-    negative_prompt: str | None = None
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """What to move away from; needs --true-cfg above 1."""
-    control_image: Path | None = None
+    control_image: OptionalPath = None
     """Photo whose largest face says where the face goes and how it is turned. Without it the model decides."""
-    keypoints: tuple[float, float, float, float, float, float, float, float, float, float] | None = None
+    keypoints: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X Y ...")] = ()
     """Instead of --control-image: x y of left eye, right eye, nose, left and right mouth corner, in pixels of the result."""
-    like: Path | None = None
-    """A picture that this script made: take all settings from its metadata. Other options still override them."""
     out: Path = Path("outputs")
     """Folder for the pictures. Nothing in it is overwritten."""
-    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
+    like: OptionalPath = None
+    """A picture that this script made: take all settings from its metadata. Other options still override them."""
 
     base: Path = ASSETS / "tiny" / "FLUX.1-tiny"
     """FLUX.1 folder in diffusers layout, or a folder that convert_weights.py to-jax made of it."""
     infu: Path = ASSETS / "tiny" / "InfiniteYou-tiny"
     """InfiniteYou folder with InfuseNetModel and image_proj_model.bin, or a converted one."""
-    arcface: Path | None = None
+    arcface: OptionalPath = None
     """recognition_arcface_ir_se50.pth or its converted folder; by default looked for inside --infu."""
-    transformer: Path | None = None
+    transformer: OptionalPath = None
     """Another transformer than --base has, e.g. flux1-schnell.safetensors."""
-    autoencoder: Path | None = None
+    autoencoder: OptionalPath = None
     """Another VAE than --base has, e.g. ae.safetensors."""
     detector: Literal["yunet", "antelopev2"] = "yunet"
     """Face detector. yunet comes with the installation; antelopev2 is the release's and needs --detector-root."""
-    detector_root: Path | None = None
+    detector_root: OptionalPath = None
     """Folder with models/antelopev2/*.onnx (InfiniteYou's supports/insightface)."""
 
     batch: int = 1
@@ -78,16 +79,22 @@ class Args:
     """Of weights and computation. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     offload: bool = False
     """Keep text encoders, VAE and ArcFace in host memory while the transformer runs."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether all weights are the toy ones that come with the package."""
+        return self.base == Args.base and self.infu == Args.infu and not (self.arcface or self.transformer or self.autoencoder)
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__, default=_defaults())
-    prompts, photo, control = _prompts(args), _read(args.id_image), _read(args.control_image)
-    jobs = [(prompt, seed) for prompt in prompts for given in args.seed for seed in _seeds(given, args.num_images)]
-    if args.batch < 1:
-        raise InputError(f"batch is {args.batch}; at least 1 is needed")
-    _check_writable(args.out)
+    args = tyro.cli(Args, description=__doc__, default=_defaults(sys.argv[1:]))
+    # Everything that can be wrong is looked at before the models are loaded, the quickest first.
+    jobs = _jobs(args)
+    _check_options(args)
+    check_writable(args.out)
+    photo, control = _read_photos(args)
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
     import jax
@@ -99,28 +106,33 @@ def main() -> None:
     from infu_jax.sharding import make_mesh
 
     detector = face.load_detector(args.detector, args.detector_root)
-    face.largest_face(detector, photo)
-    if control is not None:
-        face.largest_face(detector, control)
+    keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
+    _check_faces(args, detector, photo, control, keypoints)
+    mesh = make_mesh(**dataclasses.asdict(_mesh(args)))
+    _check_weights(args, mesh)
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
-    if args.base == Args.base and args.infu == Args.infu:
+    recipe = _recipe(args, str(jnp.dtype(dtype)))
+
+    if args.embedded:
         print("using the embedded tiny stack; give --base and --infu for the released models", file=sys.stderr)
-    with tqdm(total=7, desc="loading", disable=None) as bar:
+    began = time.perf_counter()
+    with _memory_advice(), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
             args.base, args.infu, arcface=args.arcface, transformer=args.transformer, autoencoder=args.autoencoder, detector=detector,
-            mesh=make_mesh(**dataclasses.asdict(args.mesh)), dtype=dtype, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
+            mesh=mesh, dtype=dtype, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
+        id_embedding = pipeline.embed_face(photo)
+    print(f"models loaded in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
     writes = jax.process_index() == 0
-    keypoints = None if args.keypoints is None else np.reshape(args.keypoints, (5, 2))
-    id_embedding = pipeline.embed_face(photo)
-    recipe = _recipe(args, str(jnp.dtype(dtype)))
-    number = pictures.first_free_number(args.out)
-    cells: dict[str, list] = {prompt: [(photo, "photo")] for prompt in prompts}
+    cells: dict[str, list] = {prompt: [(pictures.thumbnail(photo), "photo")] for prompt, _ in jobs}
     for start in range(0, len(jobs), args.batch):
         batch_prompts, batch_seeds = zip(*jobs[start : start + args.batch])
         began = time.perf_counter()
-        with tqdm(total=args.sampling.steps, desc=f"pictures {start + 1}-{start + len(batch_seeds)} of {len(jobs)}", leave=False, disable=None) as bar:
+        with (
+            _memory_advice(),
+            tqdm(total=args.sampling.steps, desc=f"pictures {start + 1}-{start + len(batch_seeds)} of {len(jobs)}", leave=False, disable=None) as bar,
+        ):
             made = pipeline(
                 batch_prompts, id_embedding=id_embedding, control_image=control, keypoints=keypoints, negative_prompt=args.negative_prompt,
                 seeds=batch_seeds, settings=args.sampling, progress=lambda done, _: bar.update(done - bar.n),
@@ -129,55 +141,162 @@ def main() -> None:
         for image, prompt, seed in zip(made.images, made.prompts, made.seeds):
             likeness = pipeline.similarity(image, id_embedding)
             said = "no face found" if likeness is None else f"identity similarity {likeness:.3f}"
-            cells[prompt].append((image, f"seed {seed}, {said}"))
-            path = args.out / f"{number:04d}_seed{seed}.png"
-            number += 1
+            cells[prompt].append((pictures.thumbnail(image), f"seed {seed}, {said}"))
             if writes:
-                pictures.save_png(path, image, {**recipe, "prompt": prompt, "seed": seed, "identity_similarity": likeness})
+                path = pictures.save_next(args.out, f"seed{seed}", image, {**recipe, "prompt": prompt, "seed": seed, "identity_similarity": likeness})
                 print(f"{path}  seed {seed}  {seconds:.1f} s  {said}", flush=True)
     if len(jobs) > 1 and writes:
-        path = args.out / f"{number:04d}_sheet.png"
-        pictures.save_png(path, pictures.contact_sheet(list(cells.items())), {**recipe, "contact_sheet_of": [list(job) for job in jobs]})
-        print(f"{path}  contact sheet of {len(jobs)} pictures")
+        path = pictures.save_next(args.out, "sheet", pictures.contact_sheet(list(cells.items())), {**recipe, "contact_sheet_of": jobs})
+        print(f"{path}  contact sheet of {len(jobs)} pictures", flush=True)
 
 
-def _defaults() -> Args:
+# Options ------------------------------------------------------------------------------------------
+
+
+def _defaults(argv: list[str]) -> Args:
     """The defaults of all options; with `--like picture.png` those of that picture, so that other options still override them."""
+    given = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg.startswith("--"))
+    if twice := [name for name, times in given.items() if times > 1]:
+        raise InputError(f"{twice[0]} is given {given[twice[0]]} times; give it once, with all its values after it")
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
-    path = scan.parse_known_args()[0].like
+    path = scan.parse_known_args(argv)[0].like
     if path is None:
         return Args()
     from infu_jax import pictures
 
     recipe = pictures.read_recipe(path)
-    if "seed" not in recipe:
+    if "contact_sheet_of" in recipe:
         raise InputError(f"{path} is a contact sheet; give one of its pictures to --like")
-    return dataclasses.replace(
-        Args(),
-        **{name: _path_from(recipe[name]) for name in _PATHS if recipe[name] is not None},
-        prompt=(recipe["prompt"],),
-        seed=(recipe["seed"],),
-        negative_prompt=recipe["negative_prompt"],
-        keypoints=None if recipe["keypoints"] is None else tuple(recipe["keypoints"]),
-        sampling=SamplingConfig(**recipe["sampling"]),
-        detector=recipe["detector"],
-        dtype=recipe["dtype"],
-    )
+    try:
+        stored = Args(
+            **{name: _path_from(recipe[name]) for name in _PATHS},
+            prompt=(recipe["prompt"],),
+            seed=(recipe["seed"],),
+            negative_prompt=recipe["negative_prompt"],
+            keypoints=tuple(recipe["keypoints"]),
+            sampling=from_json(SamplingConfig, recipe["sampling"]),
+            detector=recipe["detector"],
+            dtype=recipe["dtype"],
+        )
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{path}: its settings are not those of this version ({e!r}); give the options themselves instead of --like") from None
+    for name in ("id_image", "control_image"):
+        file, digest = getattr(stored, name), recipe.get(f"{name}_sha256")
+        if _flag(name) not in given and file is not None and file.is_file() and _sha256(file) != digest:
+            raise InputError(f"{file} is not the file that {path} was made from; give the right one with {_flag(name)} (or this one, if you mean it)")
+    # Options that replace others, rather than add to them.
+    replaced = {"prompts_file": "prompt", "keypoints": "control_image", "control_image": "keypoints"}
+    return dataclasses.replace(stored, **{old: getattr(Args(), old) for new, old in replaced.items() if _flag(new) in given})
 
+
+def _jobs(args: Args) -> list[tuple[str, int]]:
+    """Prompt and seed of every picture, the pictures of one prompt together."""
+    prompts = list(args.prompt)
+    if args.prompts_file is not None:
+        try:
+            lines = args.prompts_file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{args.prompts_file} is not UTF-8 text") from None
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise InputError(f"{args.prompts_file} has no prompts; write one a line")
+        prompts += found
+    if not prompts:
+        raise InputError('no prompt was given; use --prompt "..." or --prompts-file FILE')
+    if broken := [p for p in prompts if any("\ud800" <= c <= "\udfff" for c in p)]:
+        raise InputError(f"the prompt {broken[0]!r} is not UTF-8 text")
+    if not args.seed:
+        raise InputError("no seed was given; use --seed INT, or leave it out for random ones")
+    if args.num_images < 1:
+        raise InputError(f"num_images is {args.num_images}; at least 1 is needed")
+    if wrong := [seed for seed in args.seed if not 0 <= seed <= 2**32 - args.num_images]:
+        raise InputError(f"seed {wrong[0]} with num_images {args.num_images} is out of range; seeds go from 0 to {2**32 - 1}")
+    jobs = [(prompt, seed) for prompt in dict.fromkeys(prompts) for given in args.seed for seed in _seeds(given, args.num_images)]
+    return list(dict.fromkeys(jobs))
+
+
+def _seeds(given: int, count: int) -> list[int]:
+    return list(range(given, given + count)) if given else random.SystemRandom().sample(range(1, 2**31), count)
+
+
+def _check_options(args: Args) -> None:
+    """Options that do not go together."""
+    if args.batch < 1:
+        raise InputError(f"batch is {args.batch}; at least 1 is needed")
+    if args.keypoints and len(args.keypoints) != 10:
+        raise InputError(f"keypoints has {len(args.keypoints)} numbers; 10 are needed: x y of left eye, right eye, nose, left and right mouth corner")
+    if args.keypoints and args.control_image is not None:
+        raise InputError("give --control-image or --keypoints, not both")
+    true_cfg = args.sampling.true_cfg
+    if true_cfg > 1 and args.negative_prompt is None:
+        raise InputError(f"true_cfg is {true_cfg} but there is no negative prompt; give --negative-prompt (it may be empty) or leave --true-cfg at 1")
+    if true_cfg == 1 and args.negative_prompt is not None:
+        raise InputError("the negative prompt has no effect while true_cfg is 1; give --true-cfg above 1, or leave --negative-prompt out")
+
+
+def _mesh(args: Args) -> MeshConfig:
+    """The mesh that was asked for. The tiny stack's two heads cannot be split over all devices; it is copied to each instead."""
+    return MeshConfig(data=-1, tensor=1) if args.embedded and args.mesh == MeshConfig() else args.mesh
+
+
+# Pictures and weights that are given --------------------------------------------------------------
+
+
+def _read_photos(args: Args):
+    from infu_jax import face
+
+    return tuple(None if path is None else face.read_image(path) for path in (args.id_image, args.control_image))
+
+
+def _check_faces(args: Args, detector, photo, control, keypoints) -> None:
+    """Say which picture has no face, before anything slow."""
+    from infu_jax import face
+
+    height, width = args.sampling.height, args.sampling.width
+    path = args.id_image
+    try:
+        face.largest_face(detector, photo)
+        path = args.control_image
+        if control is not None:
+            face.control_image(control, height, width, detector)
+    except face.FaceError as e:
+        raise InputError(f"{path}: {e}") from None
+    if keypoints is not None:
+        face.control_image_from_keypoints(keypoints, height, width)
+
+
+def _check_weights(args: Args, mesh) -> None:
+    """Names, shapes and sizes of all checkpoints: seconds, where reading 12 billion parameters takes minutes."""
+    from infu_jax import checkpoint, inspection, pipeline, sharding, tokenizers
+
+    places = dict.fromkeys(inspection.BASE, args.base) | dict.fromkeys(inspection.INFU, args.infu)
+    places |= {"arcface": args.arcface or args.infu, "flux": args.transformer or args.base, "autoencoder": args.autoencoder or args.base}
+    models = {name: inspection.check(path, name) for name, path in places.items()}
+    for name, model in models.items():
+        sharding.param_shardings(mesh, sharding.RULES[name], {k: v.shape for k, v in checkpoint.param_shapes(model).items()})
+    clip_tokenizer, t5_tokenizer = tokenizers.load_clip_tokenizer(args.base / "tokenizer"), tokenizers.load_t5_tokenizer(args.base / "tokenizer_2")
+    pipeline._check_fit(vae=models.pop("autoencoder"), **models, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
+
+
+@contextlib.contextmanager
+def _memory_advice() -> Iterator[None]:
+    """Turn XLA's account of an exhausted device into one line."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        advice = "try --offload, --dtype bfloat16, a smaller --batch or picture, or more devices"
+        raise InputError(f"the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
+
+
+# Metadata of the pictures -------------------------------------------------------------------------
 
 _PATHS = ("id_image", "control_image", "base", "infu", "arcface", "transformer", "autoencoder", "detector_root")
 _EMBEDDED = "embedded:"  # instead of where this machine has the package
-
-
-def _path_text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    return _EMBEDDED + path.relative_to(ASSETS).as_posix() if path.is_relative_to(ASSETS) else str(path)
-
-
-def _path_from(text: str) -> Path:
-    return ASSETS / text.removeprefix(_EMBEDDED) if text.startswith(_EMBEDDED) else Path(text)
 
 
 def _recipe(args: Args, dtype: str) -> dict[str, Any]:
@@ -190,49 +309,36 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "synthetic": True,
         "software": f"infu_jax {infu_jax.__version__}, jax {jax.__version__}, {jax.default_backend()}",
         **{name: _path_text(getattr(args, name)) for name in _PATHS},
-        "id_image_sha256": hashlib.sha256(args.id_image.read_bytes()).hexdigest(),
+        "id_image_sha256": _sha256(args.id_image),
+        "control_image_sha256": None if args.control_image is None else _sha256(args.control_image),
         "negative_prompt": args.negative_prompt,
         "keypoints": args.keypoints,
         "sampling": dataclasses.asdict(args.sampling),
         "detector": args.detector,
         "dtype": dtype,
+        "batch": args.batch,
+        "mesh": dataclasses.asdict(_mesh(args)),
     }
 
 
-def _prompts(args: Args) -> list[str]:
-    prompts = list(args.prompt)
-    if args.prompts_file is not None:
-        try:
-            lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{args.prompts_file} is not UTF-8 text") from None
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:
-            raise InputError(f"{args.prompts_file} has no prompts; write one a line")
-        prompts += found
-    if not prompts:
-        raise InputError('no prompt was given; use --prompt "..." or --prompts-file FILE')
-    return list(dict.fromkeys(prompts))
+def _path_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    return _EMBEDDED + path.relative_to(ASSETS).as_posix() if path.is_relative_to(ASSETS) else str(path)
 
 
-def _seeds(given: int, count: int) -> list[int]:
-    if count < 1:
-        raise InputError(f"num_images is {count}; at least 1 is needed")
-    return [1 + secrets.randbelow(2**31 - 1) if given == 0 else given + n for n in range(count)]
+def _path_from(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    return ASSETS / text.removeprefix(_EMBEDDED) if text.startswith(_EMBEDDED) else Path(text)
 
 
-def _read(path: Path | None):
-    from infu_jax import face
-
-    return None if path is None else face.read_image(path)
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check_writable(folder: Path) -> None:
-    """Find out before the work, not after it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{secrets.token_hex(4)}.partial"
-    probe.write_text(json.dumps("can this folder be written?"))
-    probe.unlink()
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

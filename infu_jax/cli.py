@@ -1,20 +1,54 @@
-"""How the scripts end: bad input is one line and a non-zero exit, a bug is a traceback."""
+"""How the scripts speak: bad input is one line and a non-zero exit, a warning is one line, a bug is a traceback."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from infu_jax.errors import InputError
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it then raises, or of what does not matter here
+    warned: set[str] = set()
+
+    def warn(message, *_, **__):
+        if str(message) not in warned:  # Python itself forgets what it has shown whenever a library changes its filters
+            warned.add(str(message))
+            _say("warning", message)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = warn
+        try:
+            main()
+        except (InputError, OSError, MemoryError) as e:
+            _say("error", e)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+def check_writable(folder: Path, needed: int = 0) -> None:
+    """Find out before the work, not after it, whether `folder` can be made and has room for `needed` bytes. Leaves nothing behind."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    probe = place / f".{os.getpid()}.partial"
     try:
-        main()
-    except (InputError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise InputError(f"{folder} cannot be written ({e.strerror or e}); choose another output folder") from None
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise InputError(f"{folder} needs {needed / 2**20:,.0f} MiB and its disk has {free / 2**20:,.0f} MiB free; make room or choose another output folder")
+
+
+def _say(kind: str, what: object) -> None:
+    """One line on stderr."""
+    text = f"{what.filename}: {what.strerror}" if isinstance(what, OSError) and what.filename and what.strerror else str(what) or type(what).__name__
+    print(f"{kind}: {' '.join(text.splitlines())}", file=sys.stderr)

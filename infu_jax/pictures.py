@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,45 @@ _XMP = (
 
 
 def save_png(path: Path, image: np.ndarray, recipe: Mapping[str, Any]) -> None:
-    """Write (h, w, 3) uint8 RGB with `recipe` as JSON in its metadata, marked as synthetic. Never overwrites."""
+    """Write (h, w, 3) uint8 RGB with `recipe` as JSON in its metadata, marked as synthetic. Never overwrites; half a file is never seen."""
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
+    # What UTF-8 cannot hold (file names may be any bytes) becomes \udc80 and the like, which JSON reads back.
+    info.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     info.add_itxt("XML:com.adobe.xmp", _XMP)
     info.add_text("Description", "Synthetic picture made by a generative model (infu_jax)")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         Image.fromarray(image).save(partial, format="PNG", pnginfo=info)
-        os.link(partial, path)  # unlike a rename, this fails if the name has been taken
-    except FileExistsError:
-        raise FileExistsError(f"{path} exists already and is not overwritten") from None
+        _rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """Give a file its name, unless that has been taken."""
+    taken = FileExistsError(f"{path} exists already and is not overwritten")
+    try:
+        os.link(partial, path)  # unlike a rename, this fails if the name has been taken
+    except FileExistsError:
+        raise taken from None
+    except OSError:  # a file system without links, e.g. a bucket or a USB stick
+        if path.exists():
+            raise taken from None
+        partial.rename(path)
+
+
+def save_next(folder: Path, name: str, image: np.ndarray, recipe: Mapping[str, Any]) -> Path:
+    """`save_png` as `0007_<name>.png` under the next number of `folder`, which is made if need be. Runs may share a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(m[1]) for p in folder.iterdir() if (m := re.match(r"([0-9]{4,})_", p.name))), default=0)
+    while True:
+        number += 1
+        path = folder / f"{number:04d}_{name}.png"
+        try:
+            save_png(path, image, recipe)
+        except FileExistsError:  # another run was faster
+            continue
+        return path
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -48,29 +75,40 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a picture") from None
     if stored is None:
         raise InputError(f"{path} carries no infu_jax settings; only pictures that sample.py wrote do, as PNG files with their metadata kept")
-    return json.loads(stored)
+    try:
+        recipe = json.loads(stored)
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path}: its infu_jax settings are not JSON ({e}); use a picture as sample.py wrote it") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path}: its infu_jax settings are {type(recipe).__name__}, expected an object; use a picture as sample.py wrote it")
+    return recipe
 
 
-def first_free_number(folder: Path) -> int:
-    """One more than the largest number that a file name in `folder` begins with."""
-    numbers = [int(p.name[:4]) for p in folder.iterdir() if p.name[:4].isdigit()]
-    return max(numbers, default=0) + 1
+def thumbnail(image: np.ndarray, cell: int = 256) -> np.ndarray:
+    """(h, w, 3) uint8 scaled to `cell` pixels of width, and at most twice as many of height."""
+    height, width = image.shape[:2]
+    scale = min(cell / width, 2 * cell / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], *, cell: int = 256) -> np.ndarray:
-    """A sheet of pictures with captions: rows of (title, [(picture, caption), ...]) -> (h, w, 3) uint8 RGB."""
+def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], *, cell: int = 256, columns: int = 8) -> np.ndarray:
+    """A sheet of thumbnails with captions: rows of (title, [(thumbnail, caption), ...]) -> (h, w, 3) uint8 RGB.
+
+    A row of more than `columns` thumbnails goes on in lines below it.
+    """
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     margin, line = 12, 20
-    heights = [max(round(cell * image.shape[0] / image.shape[1]) for image, _ in cells) for _, cells in rows]
-    width = margin + max(len(cells) for _, cells in rows) * (cell + margin)
+    lines = [(title if start == 0 else "", cells[start : start + columns]) for title, cells in rows for start in range(0, len(cells), columns)]
+    heights = [max(image.shape[0] for image, _ in cells) for _, cells in lines]
+    width = margin + max(len(cells) for _, cells in lines) * (cell + margin)
     sheet = Image.new("RGB", (width, margin + sum(h + 2 * line + margin for h in heights)), "white")
     draw, top = ImageDraw.Draw(sheet), margin
-    for (title, cells), height in zip(rows, heights):
+    for (title, cells), height in zip(lines, heights):
         draw.text((margin, top), _cut(title, font, width - 2 * margin), fill="black", font=font)
         for n, (image, caption) in enumerate(cells):
             left = margin + n * (cell + margin)
-            scaled = Image.fromarray(image).resize((cell, round(cell * image.shape[0] / image.shape[1])), Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (left, top + line))
+            sheet.paste(Image.fromarray(image), (left, top + line))
             draw.text((left, top + line + height + 2), _cut(caption, small, cell), fill="#444444", font=small)
         top += height + 2 * line + margin
     return np.asarray(sheet)

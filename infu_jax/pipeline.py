@@ -35,8 +35,10 @@ from infu_jax.sharding import batch_sharding, make_mesh
 from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer, load_t5_tokenizer
 
 CLIP_LENGTH = 77
-# Schedules are padded to a multiple of this, so that another number of steps needs no other program.
-SCHEDULE_PAD = 64
+# The models that run once per picture: what `offload` keeps in host memory.
+PARKED = ("resampler", "autoencoder", "t5", "clip", "arcface")
+# Schedules are padded to this many times, so that another number of steps needs no other program.
+SCHEDULE_PAD = 1024
 
 
 @dataclass
@@ -109,7 +111,9 @@ class InfUPipeline:
 
         def part(path, model, dtype=dtype):
             progress(model)
-            return load_model(path, model, mesh=mesh, dtype=dtype)
+            loaded = load_model(path, model, mesh=mesh, dtype=dtype)
+            # At once, so that the transformers find the room that they leave.
+            return _move(loaded, "pinned_host") if offload and model in PARKED else loaded
 
         base, infu = Path(base), Path(infu)
         # Small and likely faults first: a wrong path should not cost the minutes that 12 billion parameters take.
@@ -118,15 +122,11 @@ class InfUPipeline:
         resampler, infusenet = part(infu, "resampler"), part(infu, "infusenet")
         clip, vae, t5 = part(base, "clip"), part(autoencoder or base, "autoencoder"), part(base, "t5")
         flux = part(transformer or base, "flux")
-        _check_fit(flux, infusenet, resampler, t5, clip, vae)
-        pipeline = cls(
+        _check_fit(flux, infusenet, resampler, t5, clip, vae, arcface, t5_tokenizer, clip_tokenizer)
+        return cls(
             flux, infusenet, resampler, vae, t5, clip, arcface, t5_tokenizer, clip_tokenizer,
             detector or face.load_detector("yunet"), _read_schedule(base, flux, transformer is not None), mesh, dtype, offload,
         )  # fmt: skip
-        if offload:
-            for name in ("resampler", "autoencoder", "t5", "clip", "arcface"):
-                setattr(pipeline, name, _move(getattr(pipeline, name), "pinned_host"))
-        return pipeline
 
     def __call__(
         self,
@@ -167,14 +167,17 @@ class InfUPipeline:
         settings = settings or SamplingConfig()
         prompts = [p for p in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(num_images)]
         seeds = [seeds + n for n in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
-        _check_call(prompts, seeds, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
+        _check_call(prompts, seeds, num_images, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
         batch = len(prompts)
         h, w = settings.height // self.autoencoder_downscale, settings.width // self.autoencoder_downscale
         shape = (batch, h, w, self.autoencoder.cfg.z_channels)
 
         if id_embedding is None:
             id_embedding = self.embed_face(id_image)
-        id_embedding = np.broadcast_to(np.asarray(id_embedding, np.float32), (batch, self.arcface.cfg.embedding_dim))
+        length = self.arcface.cfg.embedding_dim
+        if id_embedding.shape not in ((length,), (batch, length)):
+            raise InputError(f"id_embedding is {id_embedding.shape}; ({length},) or ({batch}, {length}) is needed here")
+        id_embedding = np.broadcast_to(np.asarray(id_embedding, np.float32), (batch, length))
         drawn = self.draw_control(control_image, keypoints, settings)
         noise = self._noise(noise, "noise", seeds, latents.LATENTS, shape)
         control_noise = self._noise(control_noise, "control_noise", seeds, latents.CONTROL, shape)
@@ -201,13 +204,13 @@ class InfUPipeline:
             )
             schedule = flow.schedule(settings.steps, (h // 2) * (w // 2), self.schedule)
             img, steps = self._denoise(latents.pack(self._batch(noise)), schedule, given, settings, progress, trace)
-            decoded = np.asarray(_decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype, replicated=NamedSharding(self.mesh, P())))
-        record = None
-        if trace:
-            record = dict(
-                id_embedding=id_embedding, id_tokens=np.asarray(id_tokens), txt=np.asarray(text.txt), y=np.asarray(text.y), control_image=drawn,
-                control_latents=np.asarray(control), noise=np.asarray(noise), times=schedule.times, image=decoded, **steps,
-            )  # fmt: skip
+            decoded = self._fetch(_decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype))
+            record = None
+            if trace:
+                record = dict(
+                    id_embedding=id_embedding, id_tokens=self._fetch(id_tokens), txt=self._fetch(text.txt), y=self._fetch(text.y), control_image=drawn,
+                    control_latents=self._fetch(control), noise=noise, times=schedule.times, image=decoded, **steps,
+                )  # fmt: skip
         images = np.round(np.clip(decoded * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
         return Pictures(images, prompts, seeds, id_embedding, record)
 
@@ -259,7 +262,7 @@ class InfUPipeline:
                 if trace:
                     img, v, residuals = _traced_step(self.flux, infusenet, img, padded, k, conditions, dtype=self.dtype)
                     for name, value in zip(record, (v, img, residuals and residuals.double, residuals and residuals.single)):
-                        record[name].append(None if value is None else np.asarray(value))
+                        record[name].append(None if value is None else self._fetch(value))
                 else:
                     img = _steps(self.flux, infusenet, img, padded, k, k + stride, conditions, dtype=self.dtype)
                 if progress:
@@ -276,6 +279,10 @@ class InfUPipeline:
 
     def _batch(self, x) -> jax.Array:
         return jax.device_put(x, batch_sharding(self.mesh, len(x)))
+
+    def _fetch(self, x: jax.Array) -> np.ndarray:
+        """The whole array, on every process, however it is split."""
+        return np.asarray(x if x.is_fully_addressable else jax.device_put(x, NamedSharding(self.mesh, P())))
 
     def _ready(self, name: str):
         """A model with its weights on the device; where it is parked, a copy that goes when its user lets go of it."""
@@ -317,10 +324,9 @@ def _steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, 
     return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype)
 
 
-@partial(jax.jit, static_argnames=("h", "w", "dtype", "replicated"))
-def _decode(autoencoder: Autoencoder, img, *, h, w, dtype, replicated):
-    image = autoencoder.decode(latents.unpack(img, h, w).astype(dtype)).astype(jnp.float32)
-    return jax.lax.with_sharding_constraint(image, replicated)  # so that every process can read it
+@partial(jax.jit, static_argnames=("h", "w", "dtype"))
+def _decode(autoencoder: Autoencoder, img, *, h, w, dtype):
+    return autoencoder.decode(latents.unpack(img, h, w).astype(dtype)).astype(jnp.float32)
 
 
 def _move(model, memory_kind: str):
@@ -342,25 +348,34 @@ def _read_schedule(base: Path, flux: Flux, other_transformer: bool) -> flow.Sche
             max_tokens=stored["max_image_seq_len"],
             shift=stored["shift"],
         )
-    except (json.JSONDecodeError, KeyError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
 
 
-def _check_fit(flux, infusenet, resampler, t5, clip, vae) -> None:
+def _check_fit(flux, infusenet, resampler, t5, clip, vae, arcface, t5_tokenizer: Tokenizer, clip_tokenizer: Tokenizer) -> None:
     """Parts of different models must agree where they meet."""
     pairs = [
         ("the transformer's and InfuseNet's hidden size", flux.cfg.hidden_size, infusenet.cfg.hidden_size),
         ("the transformer's text width and T5's width", flux.cfg.context_in_dim, t5.cfg.d_model),
         ("the transformer's pooled width and CLIP's width", flux.cfg.vec_in_dim, clip.cfg.hidden_size),
         ("InfuseNet's text width and the ID tokens' width", infusenet.cfg.context_in_dim, resampler.cfg.output_dim),
+        ("InfuseNet's pooled width and CLIP's width", infusenet.cfg.vec_in_dim, clip.cfg.hidden_size),
+        ("the resampler's input width and ArcFace's", resampler.cfg.embedding_dim, arcface.cfg.embedding_dim),
         ("the transformer's channels and four times the VAE's", flux.cfg.in_channels, vae.cfg.z_channels * latents.PATCH**2),
+        ("the transformer's and InfuseNet's channels", flux.cfg.in_channels, infusenet.cfg.in_channels),
+        ("CLIP's end-of-text id and its tokenizer's", clip.cfg.eos_token_id, int(clip_tokenizer.encode([""], 2)[0, 1])),
     ]
     for what, a, b in pairs:
         if a != b:
             raise InputError(f"{what} differ: {a} and {b}; these checkpoints do not belong together")
+    for what, ids, entries in (("T5", t5_tokenizer.vocab_size, t5.cfg.vocab_size), ("CLIP", clip_tokenizer.vocab_size, clip.cfg.vocab_size)):
+        if ids > entries:
+            raise InputError(f"{what}'s tokenizer has {ids} ids, its model {entries}; these files do not belong together")
 
 
-def _check_call(prompts, seeds, settings: SamplingConfig, id_image, id_embedding, control_image, keypoints, negative_prompt) -> None:
+def _check_call(prompts, seeds, num_images: int, settings: SamplingConfig, id_image, id_embedding, control_image, keypoints, negative_prompt) -> None:
+    if num_images < 1:
+        raise InputError(f"num_images is {num_images}; at least 1 is needed")
     if not prompts:
         raise InputError("no prompt was given; at least one is needed")
     if len(seeds) != len(prompts):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from infu_jax.flow import Schedule, euler_step
 from infu_jax.models.flux import Flux, Residuals, RoPE
@@ -61,7 +61,14 @@ def velocity(
 
 
 def denoise(
-    flux: Flux, infusenet: InfuseNet | None, latents: Float[Array, "B L C"], schedule: Schedule, first: int, last: int, given: Conditions, dtype
+    flux: Flux,
+    infusenet: InfuseNet | None,
+    latents: Float[Array, "B L C"],
+    schedule: Schedule,
+    first: Int[Array, ""] | int,
+    last: Int[Array, ""] | int,
+    given: Conditions,
+    dtype,
 ) -> Float[Array, "B L C"]:
     """Euler steps first .. last - 1 along `schedule`. The bounds may be traced, so any part of the loop is one program."""
 

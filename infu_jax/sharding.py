@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax.errors import InputError
@@ -27,22 +27,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     """A mesh over `devices` (all by default). One of the sizes may be -1: the rest of the devices."""
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
+    if any(s < 1 and s != -1 for s in sizes):
+        raise InputError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: sizes are 1 or more, or -1 for the rest of the devices")
     if sizes.count(-1) > 1:
         raise InputError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: only one size may be -1")
     known = math.prod(s for s in sizes if s != -1)
-    if -1 in sizes and known and len(devices) % known == 0:
+    if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise InputError(f"mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit {len(devices)} devices")
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_axes(mesh, batch: int) -> tuple[str, ...]:
-    """The mesh axes that a batch of this size is split over: data and fsdp as far as they divide it."""
-    for axes in (("data", "fsdp"), ("data",), ("fsdp",)):
-        if batch % math.prod(mesh.shape[a] for a in axes) == 0:
-            return axes
-    return ()
+def batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...]:
+    """The mesh axes that a batch of this size is split over: of data and fsdp what divides it into most parts."""
+    devices = lambda axes: math.prod(mesh.shape[a] for a in axes)  # noqa: E731
+    return max((axes for axes in (("data", "fsdp"), ("data",), ("fsdp",), ()) if batch % devices(axes) == 0), key=devices)
 
 
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
@@ -141,7 +141,7 @@ def param_specs(rules: Rules, paths: Sequence[str]) -> dict[str, P]:
     return specs
 
 
-def param_shardings(mesh: Mesh, rules: Rules, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
+def param_shardings(mesh: Mesh | AbstractMesh, rules: Rules, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
     """`param_specs` on a mesh; an axis that the mesh does not divide is an error that names the parameter."""
     shardings = {path: NamedSharding(mesh, spec) for path, spec in param_specs(rules, list(shapes)).items()}
     for path, sharding in shardings.items():

@@ -192,7 +192,7 @@ def test_yunet_finds_a_small_face_in_a_large_picture(yunet, photograph):
     assert np.all(found.box > (300, 2000, 300, 2000)) and np.all(found.box < (356, 2066, 356, 2066))
 
 
-def test_no_face(yunet):
+def test_no_face(yunet, unchecked):
     blank = np.full((384, 512, 3), 200, np.uint8)
     assert yunet.detect(blank) == []
     with pytest.raises(NoFaceError, match="no face found in a 512x384 picture"):

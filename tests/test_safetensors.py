@@ -434,7 +434,7 @@ def test_jax_arrays(tmp_path):
     assert_same(st.open_file(tmp_path / "f"), {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), ml_dtypes.bfloat16)})
 
 
-def test_writer_faults(tmp_path):
+def test_writer_faults(tmp_path, unchecked):
     for tensors, metadata, message in (
         ({"a": np.ones(2, np.complex64)}, None, "'a' is complex64"),
         ({"a": np.ones(2, ">f4")}, None, "'a' is >f4"),

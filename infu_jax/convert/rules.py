@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,12 @@ class Plan:
     def stored_dtype(self, path: str, theirs: Mapping[str, np.ndarray], default) -> np.dtype:
         """The dtype that holds all of a parameter's stored parts without loss."""
         dtypes = {theirs[p.theirs].dtype for p in self.by_ours.get(path, ())}
-        return np.result_type(*dtypes) if dtypes else np.dtype(default)
+        if not dtypes:
+            return np.dtype(default)
+        try:
+            return np.result_type(*dtypes)
+        except TypeError:  # NumPy joins no two of float16, bfloat16 and the kinds of float8, all of which fit into float32
+            return np.result_type(np.float32, *(d for d in dtypes if d.itemsize > 2))
 
     def read_theirs(self, key: str, ours: Mapping[str, np.ndarray], dtype) -> np.ndarray:
         """One of their tensors, assembled from our parameters."""
@@ -318,8 +324,8 @@ def _size(box: Box) -> Shape:
     return tuple(b - a for a, b in box)
 
 
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(a, b) for a, b in box)
+def _slices(box: Box) -> tuple[Any, ...]:
+    return (*(slice(a, b) for a, b in box), ...)  # with the ellipsis NumPy gives a view of a scalar too, not a copy
 
 
 def _names(x: str | Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -44,6 +44,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_JSON = 100_000_000  # bytes; the reference implementation's limit for a header
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """What the writers take: an array, or anything that has its shape and dtype and that `np.asarray` makes one of."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +76,7 @@ def open_source(path: str | os.PathLike, model: str | None = None) -> Source:
     tensors = open_tensors(path)
     layout = identify(tensors, path)
     if model not in (None, layout.model):
-        raise ConversionError(f"{path} is a {layout.model} checkpoint ({layout.name} layout); a {model} checkpoint is needed here")
+        raise ConversionError(f"{path} is a checkpoint of {layout.model} ({layout.name} layout); {model} is needed here")
     shapes = {key: array.shape for key, array in tensors.items()}
     folder = path if path.is_dir() else path.parent
     try:
@@ -84,9 +86,26 @@ def open_source(path: str | os.PathLike, model: str | None = None) -> Source:
         raise ConversionError(f"{what} {e}, which every {layout.model} checkpoint in {layout.name} layout has") from None
     except ConversionError as e:
         raise ConversionError(f"{path}: {e}") from None
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as e:
         raise ConversionError(f"{path}: its configuration makes no sense: {e}") from None
+    check_values(cfg, path)
     return Source(path, layout, cfg, tensors)
+
+
+def check_values(cfg, path: Path) -> None:
+    """Raise unless sizes are whole numbers of 1 or more (numbers of blocks and token ids may be 0), and factors finite numbers."""
+    for field in dataclasses.fields(cfg):
+        value, least = getattr(cfg, field.name), 0 if "depth" in field.name or field.name.endswith("_id") else 1
+        if not _fits(value, field.default, least):
+            raise ConversionError(f"{path}: its configuration makes no sense: {field.name} is {value!r}, something like {field.default!r} is expected")
+
+
+def _fits(value: Any, default: Any, least: int) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) > 0 and all(_fits(v, default[0], least) for v in value)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(default) and (isinstance(value, bool) or value >= least)
 
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Init = Callable[..., jax.Array]
@@ -92,7 +93,7 @@ class Embedding(nnx.Module):
     def __init__(self, entries: int, size: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (entries, size)) / math.sqrt(size))
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array | np.ndarray) -> jax.Array:
         return self.table[...][ids]
 
 

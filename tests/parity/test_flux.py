@@ -42,11 +42,11 @@ def inputs(txt_tokens=T, seed=0):
     draw = np.random.default_rng(seed).standard_normal
     length = (H // 2) * (W // 2)
     return dict(
-        img=draw((B, length, 16), np.float32),
-        txt=draw((B, txt_tokens, 24), np.float32),
-        t=np.array([0.83, 0.27], np.float32),
-        y=draw((B, 12), np.float32),
-        guidance=np.array([3.5, 1.0], np.float32),
+        img=jnp.asarray(draw((B, length, 16), np.float32)),
+        txt=jnp.asarray(draw((B, txt_tokens, 24), np.float32)),
+        t=jnp.array([0.83, 0.27]),
+        y=jnp.asarray(draw((B, 12), np.float32)),
+        guidance=jnp.array([3.5, 1.0]),
     )
 
 
@@ -92,7 +92,7 @@ def test_residuals_at_intervals_that_do_not_divide(doubles, singles):
 def test_infusenet(depth, singles, guidance):
     theirs, ours = make_infusenet(depth, singles, guidance)
     x, ids = inputs(txt_tokens=3, seed=1), latents.position_ids(3, H, W)
-    control = np.random.default_rng(2).standard_normal(x["img"].shape, np.float32)
+    control = jnp.asarray(np.random.default_rng(2).standard_normal(x["img"].shape, np.float32))
     with torch.no_grad():
         double, single = theirs(**torch_kwargs(x, ids, guidance), controlnet_cond=torch.tensor(control), conditioning_scale=0.8)
     result = ours(x["img"], x["txt"], control, rope(ids, ours.cfg), x["t"], x["y"], x["guidance"], scale=0.8)

@@ -46,4 +46,5 @@ def assert_close(ours, theirs, tolerance: float = TOLERANCE) -> None:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs.detach() if isinstance(theirs, torch.Tensor) else theirs, np.float64)
     assert ours.shape == theirs.shape
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"relative error {error:.1e}")  # `pytest tests/parity -rP` shows them
     assert error <= tolerance, f"relative error {error:.2e} > {tolerance:.0e}"
