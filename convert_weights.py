@@ -60,16 +60,16 @@ def to_jax(args: ToJax) -> None:
     from infu_jax import checkpoint, inspection
     from infu_jax.convert import source
 
-    models = inspection.parts(args.src) or {inspection.model_name(args.src): args.src}
-    dtypes = {model: None if args.dtype == "keep" or model == "arcface" else args.dtype for model in models}
-    for model, path in models.items():
-        inspection.check(path, model)  # all of them before the first is read
-    check_writable(args.out, sum(inspection.stored_bytes(path, dtypes[model]) for model, path in models.items()))
+    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(args.src).items()] or [checkpoint.open_model(args.src)]
+    dtypes = {f.layout.model: None if args.dtype == "keep" or f.layout.model == "arcface" else args.dtype for f in found}
+    for f in found:
+        checkpoint.check(f)  # all of them before the first is read
+    check_writable(args.out, sum(inspection.stored_bytes(f, dtypes[f.layout.model]) for f in found))
     if absent := inspection.absent(args.src):
         print(f"warning: {args.src} lacks what sample.py needs: {', '.join(absent)}", file=sys.stderr)
     partial = args.out.absolute().with_name(f".{args.out.name}.{os.getpid()}.partial")
     try:
-        for model, path in models.items():
+        for model, path in [(f.layout.model, f.path) for f in found]:
             began = time.perf_counter()
             place = "" if path == args.src else Path(source.PLACES[model][0]).stem
             module = checkpoint.load_model(path, model, dtype=dtypes[model])
@@ -84,7 +84,7 @@ def to_jax(args: ToJax) -> None:
         partial.rename(args.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{args.out}: {', '.join(models)}")
+    print(f"{args.out}: {', '.join(dtypes)}")
 
 
 def inspect(args: Inspect) -> None:

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import math
 import random
 import sys
 import time
@@ -108,13 +109,10 @@ def main() -> None:
     detector = face.load_detector(args.detector, args.detector_root)
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)
-    mesh = make_mesh(**dataclasses.asdict(_mesh(args)))
-    _check_weights(args, mesh)
+    mesh = make_mesh(**dataclasses.asdict(_mesh(args, jax.device_count())))
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     recipe = _recipe(args, str(jnp.dtype(dtype)))
 
-    if args.embedded:
-        print("using the embedded tiny stack; give --base and --infu for the released models", file=sys.stderr)
     began = time.perf_counter()
     with _memory_advice(), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
@@ -122,23 +120,27 @@ def main() -> None:
             mesh=mesh, dtype=dtype, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
         id_embedding = pipeline.embed_face(photo)
+    if args.embedded:
+        print("using the embedded tiny stack; give --base and --infu for the released models", file=sys.stderr)
     print(f"models loaded in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
     writes = jax.process_index() == 0
     cells: dict[str, list] = {prompt: [(pictures.thumbnail(photo), "photo")] for prompt, _ in jobs}
     for start in range(0, len(jobs), args.batch):
-        batch_prompts, batch_seeds = zip(*jobs[start : start + args.batch])
+        now = jobs[start : start + args.batch]
+        # A last batch that is not full is filled up: pictures that are dropped cost less than compiling for another size.
+        batch_prompts, batch_seeds = zip(*now, *now[-1:] * (min(args.batch, len(jobs)) - len(now)))
         began = time.perf_counter()
         with (
             _memory_advice(),
-            tqdm(total=args.sampling.steps, desc=f"pictures {start + 1}-{start + len(batch_seeds)} of {len(jobs)}", leave=False, disable=None) as bar,
+            tqdm(total=args.sampling.steps, desc=f"pictures {start + 1}-{start + len(now)} of {len(jobs)}", leave=False, disable=None) as bar,
         ):
             made = pipeline(
                 batch_prompts, id_embedding=id_embedding, control_image=control, keypoints=keypoints, negative_prompt=args.negative_prompt,
                 seeds=batch_seeds, settings=args.sampling, progress=lambda done, _: bar.update(done - bar.n),
             )  # fmt: skip
-        seconds = (time.perf_counter() - began) / len(batch_seeds)
-        for image, prompt, seed in zip(made.images, made.prompts, made.seeds):
+        seconds = (time.perf_counter() - began) / len(now)
+        for image, (prompt, seed) in zip(made.images, now):
             likeness = pipeline.similarity(image, id_embedding)
             said = "no face found" if likeness is None else f"identity similarity {likeness:.3f}"
             cells[prompt].append((pictures.thumbnail(image), f"seed {seed}, {said}"))
@@ -235,9 +237,12 @@ def _check_options(args: Args) -> None:
         raise InputError("the negative prompt has no effect while true_cfg is 1; give --true-cfg above 1, or leave --negative-prompt out")
 
 
-def _mesh(args: Args) -> MeshConfig:
-    """The mesh that was asked for. The tiny stack's two heads cannot be split over all devices; it is copied to each instead."""
-    return MeshConfig(data=-1, tensor=1) if args.embedded and args.mesh == MeshConfig() else args.mesh
+def _mesh(args: Args, devices: int) -> MeshConfig:
+    """The mesh that was asked for, or one that splits heads as far as FLUX's 24 and T5's 64 allow and weights over the rest."""
+    if args.mesh != MeshConfig():
+        return args.mesh
+    # The tiny stack's two heads cannot be split over all devices; it is copied to each instead.
+    return MeshConfig(data=-1) if args.embedded else MeshConfig(fsdp=-1, tensor=math.gcd(devices, 8))
 
 
 # Pictures and weights that are given --------------------------------------------------------------
@@ -264,19 +269,6 @@ def _check_faces(args: Args, detector, photo, control, keypoints) -> None:
         raise InputError(f"{path}: {e}") from None
     if keypoints is not None:
         face.control_image_from_keypoints(keypoints, height, width)
-
-
-def _check_weights(args: Args, mesh) -> None:
-    """Names, shapes and sizes of all checkpoints: seconds, where reading 12 billion parameters takes minutes."""
-    from infu_jax import checkpoint, inspection, pipeline, sharding, tokenizers
-
-    places = dict.fromkeys(inspection.BASE, args.base) | dict.fromkeys(inspection.INFU, args.infu)
-    places |= {"arcface": args.arcface or args.infu, "flux": args.transformer or args.base, "autoencoder": args.autoencoder or args.base}
-    models = {name: inspection.check(path, name) for name, path in places.items()}
-    for name, model in models.items():
-        sharding.param_shardings(mesh, sharding.RULES[name], {k: v.shape for k, v in checkpoint.param_shapes(model).items()})
-    clip_tokenizer, t5_tokenizer = tokenizers.load_clip_tokenizer(args.base / "tokenizer"), tokenizers.load_t5_tokenizer(args.base / "tokenizer_2")
-    pipeline._check_fit(vae=models.pop("autoencoder"), **models, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
 
 
 @contextlib.contextmanager
@@ -317,7 +309,7 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "detector": args.detector,
         "dtype": dtype,
         "batch": args.batch,
-        "mesh": dataclasses.asdict(_mesh(args)),
+        "mesh": dataclasses.asdict(_mesh(args, jax.device_count())),
     }
 
 

@@ -5,6 +5,7 @@ A converted model is a folder with `config.json` (which model, which sizes) and 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -23,13 +24,16 @@ from jax.sharding import Mesh, NamedSharding
 from infu_jax import config as configs
 from infu_jax.convert import rules, source
 from infu_jax.convert.errors import ConversionError
+from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
 from infu_jax.models import MODELS
 from infu_jax.sharding import RULES, make_mesh, param_shardings
 
 FORMAT = "infu_jax"
+CONVERTED = "infu_jax (Orbax)"  # the name of our own layout
 
 
+@functools.cache
 def abstract(model: str, cfg) -> nnx.Module:
     """The model with shapes in the place of arrays: nothing is allocated."""
     _, module = MODELS[model]
@@ -39,6 +43,45 @@ def abstract(model: str, cfg) -> nnx.Module:
 def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter, by its path, e.g. `double_blocks.img.qkv.kernel`."""
     return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _params(module).items()}
+
+
+def open_model(path: str | os.PathLike, model: str | None = None) -> source.Source:
+    """Open a checkpoint of either kind, PyTorch's or ours; its tensors have shapes and dtypes, but are not read.
+
+    path: the model's file or folder; with `model` given, also a release folder that has it in its usual place.
+    model: a name of `infu_jax.models.MODELS`; anything else there is an error.
+    """
+    if model is not None:
+        _check_model(model)
+        path = source.find(path, model)
+    path = Path(path)
+    if not is_converted(path):
+        return source.open_source(path, model)
+    name, cfg = _read_config(path)
+    if model not in (None, name):
+        raise ConversionError(f"{path} is a checkpoint of {name}; {model} is needed here")
+    with ocp.StandardCheckpointer() as reader:
+        found = reader.metadata(_weights(path)).item_metadata
+    if found is None:
+        raise ConversionError(f"{_weights(path)} is missing or damaged; convert the original files again")
+    # Arrays of one element each, stretched: only Orbax reads the real ones.
+    tensors = {k: np.broadcast_to(np.zeros((), v.dtype), v.shape) for k, v in found.tree.items()}
+    ours = {k: v for k, v in param_shapes(_build(name, cfg, path)).items() if v.size}
+    layout = Layout(name, CONVERTED, (), lambda _: [rule for name in ours for rule in rules.same(name, name)])
+    return source.Source(path, layout, cfg, tensors)
+
+
+def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
+    """The model of an opened checkpoint, with shapes in the place of arrays, after all that can be known without reading them.
+
+    Raises ConversionError where something is missing, unexpected or of another shape, InputError where `mesh` does not divide it.
+    """
+    model = found.layout.model
+    module = _build(model, found.cfg, found.path)
+    rules.check_file(_plan(found, module), {k: v.shape for k, v in found.tensors.items()}, ignore=found.layout.ignore, source=str(found.path))
+    if mesh is not None:
+        _shardings(model, module, mesh)
+    return module
 
 
 def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None) -> nnx.Module:
@@ -52,23 +95,13 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
     Raises:
         ConversionError: what is there is not this model, whole and of the stated sizes.
     """
-    _check_model(model)
-    place = source.find(path, model)
-    if is_converted(place):
-        cfg = _read_config(place, model)
-        read = _orbax_reader(place)
-    else:
-        found = source.open_source(place, model)
-        cfg = found.cfg
-        read = _torch_reader(found)
-    try:
-        empty = abstract(model, cfg)
-    except (TypeError, ValueError, ArithmeticError) as e:  # sizes that do not go together
-        raise ConversionError(f"{place}: its configuration makes no sense: {e}") from e
-    shapes = param_shapes(empty)
-    shardings = param_shardings(mesh or make_mesh(devices=jax.devices()[:1]), RULES[model], {k: v.shape for k, v in shapes.items()})
-    arrays = read(shapes, shardings, dtype)
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], empty)
+    found = open_model(path, model)
+    module = check(found)
+    shardings = _shardings(model, module, mesh or make_mesh(devices=jax.devices()[:1]))
+    plan = _plan(found, module)
+    targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
+    arrays = _read_orbax(found.path, targets) if found.layout.name == CONVERTED else _read_torch(found, plan, targets)
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], module)
 
 
 def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> None:
@@ -99,65 +132,64 @@ def is_converted(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").exists() and source.read_config(path).get("format") == FORMAT
 
 
-def _read_config(folder: Path, model: str):
+def _read_config(folder: Path) -> tuple[str, Any]:
+    """Model name and config of one of our folders."""
     stored = source.read_config(folder)
     name, values = stored.get("model"), stored.get("config")
     if name not in MODELS or not isinstance(values, dict):
         raise ConversionError(f"{folder / 'config.json'} says model {name!r}; expected one of {', '.join(MODELS)} and its config")
-    if name != model:
-        raise ConversionError(f"{folder} is a checkpoint of {name}; {model} is needed here")
     try:
-        cfg = configs.from_json(MODELS[model][0], values)
+        cfg = configs.from_json(MODELS[name][0], values)
     except (TypeError, ValueError, ArithmeticError) as e:
         raise ConversionError(f"{folder}: its configuration makes no sense: {e}") from None
     source.check_values(cfg, folder)
-    return cfg
+    return name, cfg
 
 
-def _torch_reader(found: source.Source):
-    def read(shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, NamedSharding], dtype) -> dict[str, jax.Array]:
-        plan = rules.plan(found.layout.rules(found.cfg), {k: v.shape for k, v in shapes.items()})
-        rules.check_file(plan, {k: v.shape for k, v in found.tensors.items()}, ignore=found.layout.ignore, source=str(found.path))
-        arrays = {}
-        for name, wanted in shapes.items():
-            target = _dtype(wanted.dtype, dtype, lambda name=name, wanted=wanted: plan.stored_dtype(name, found.tensors, wanted.dtype))
-            boxes: dict[rules.Box, np.ndarray] = {}  # devices that hold the same part share one host copy
-
-            def shard(index, name=name, shape=wanted.shape, target=target, boxes=boxes):
-                box = tuple(s.indices(n)[:2] for s, n in zip(index, shape))
-                if box not in boxes:
-                    boxes[box] = plan.read_ours(name, box, found.tensors, target)
-                return boxes[box]
-
-            arrays[name] = jax.make_array_from_callback(wanted.shape, shardings[name], shard)
-            arrays[name].block_until_ready()  # so that only one parameter's host copy is alive
-        return arrays
-
-    return read
+def _build(model: str, cfg, path: Path) -> nnx.Module:
+    try:
+        return abstract(model, cfg)
+    except (TypeError, ValueError, ArithmeticError) as e:  # sizes that do not go together
+        raise ConversionError(f"{path}: its configuration makes no sense: {e}") from None
 
 
-def _orbax_reader(folder: Path):
-    def read(shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, NamedSharding], dtype) -> dict[str, jax.Array]:
-        with ocp.StandardCheckpointer() as reader:
-            weights = (folder / "weights").absolute()
-            found = reader.metadata(weights).item_metadata
-            if found is None:
-                raise ConversionError(f"{weights} is missing or damaged; convert the model again")
-            stored = found.tree
-            wanted = {k: v for k, v in shapes.items() if v.size}
-            if {k: tuple(v.shape) for k, v in stored.items()} != {k: v.shape for k, v in wanted.items()}:
-                raise ConversionError(f"{folder}: the weights do not have the names and shapes that its config.json asks for; convert it again")
-            target = {k: jax.ShapeDtypeStruct(v.shape, _dtype(v.dtype, dtype, lambda k=k: stored[k].dtype), sharding=shardings[k]) for k, v in wanted.items()}
-            try:
-                arrays = reader.restore(weights, target)
-            except jax.errors.JaxRuntimeError:
-                raise  # such as a device without enough memory
-            except Exception as e:  # Orbax raises this very class where data are missing or unreadable
-                raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
-        empty = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items() if not v.size}
-        return {**arrays, **empty}
+def _plan(found: source.Source, module: nnx.Module) -> rules.Plan:
+    return rules.plan(found.layout.rules(found.cfg), {k: v.shape for k, v in param_shapes(module).items()})
 
-    return read
+
+def _shardings(model: str, module: nnx.Module, mesh: Mesh) -> dict[str, NamedSharding]:
+    return param_shardings(mesh, RULES[model], {k: v.shape for k, v in param_shapes(module).items()})
+
+
+def _read_torch(found: source.Source, plan: rules.Plan, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    arrays = {}
+    for name, target in targets.items():
+        boxes: dict[rules.Box, np.ndarray] = {}  # devices that hold the same part share one host copy
+
+        def shard(index, name=name, target=target, boxes=boxes):
+            box = tuple(s.indices(n)[:2] for s, n in zip(index, target.shape))
+            if box not in boxes:
+                boxes[box] = plan.read_ours(name, box, found.tensors, target.dtype)
+            return boxes[box]
+
+        arrays[name] = jax.make_array_from_callback(target.shape, target.sharding, shard)
+        arrays[name].block_until_ready()  # so that only one parameter's host copy is alive
+    return arrays
+
+
+def _read_orbax(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    with ocp.StandardCheckpointer() as reader:
+        try:
+            arrays = reader.restore(_weights(folder), {k: v for k, v in targets.items() if v.size})
+        except jax.errors.JaxRuntimeError:
+            raise  # such as a device without enough memory
+        except Exception as e:  # Orbax raises this very class where data are missing or unreadable
+            raise ConversionError(f"{_weights(folder)} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+    return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
+
+
+def _weights(folder: Path) -> Path:
+    return (folder / "weights").absolute()
 
 
 def _check_model(model: str) -> None:
@@ -165,11 +197,11 @@ def _check_model(model: str) -> None:
         raise InputError(f"there is no model {model!r}; the models are {', '.join(MODELS)}")
 
 
-def _dtype(model_dtype, wanted, stored):
+def _dtype(plan: rules.Plan, found: source.Source, name: str, model_dtype, wanted) -> np.dtype:
     """Integers stay what the model says; floating-point parameters become `wanted`, or stay as stored."""
     if not jnp.issubdtype(model_dtype, jnp.floating):
         return np.dtype(model_dtype)
-    return np.dtype(stored() if wanted is None else wanted)
+    return plan.stored_dtype(name, found.tensors, model_dtype) if wanted is None else np.dtype(wanted)
 
 
 def _params(module: nnx.Module) -> dict[str, Any]:

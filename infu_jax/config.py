@@ -7,6 +7,7 @@ Nothing here depends on JAX, so that conversion and planning can read sizes chea
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from infu_jax.errors import InputError
@@ -154,6 +155,8 @@ class SamplingConfig:
         fits = w > 0 and h > 0 and w % 16 == 0 and h % 16 == 0
         _check(fits, f"size is {w}x{h}; sides must be multiples of 16 (try {max(w // 16, 1) * 16}x{max(h // 16, 1) * 16})")
         _check(self.steps >= 1, f"steps is {self.steps}; at least 1 is needed")
+        for name in ("guidance", "infusenet_guidance", "conditioning_scale", "true_cfg"):
+            _check(math.isfinite(getattr(self, name)), f"{name} is {getattr(self, name)}; a finite number is needed")
         start, end = self.guidance_start, self.guidance_end
         _check(0.0 <= start <= end <= 1.0, f"guidance_start is {start} and guidance_end is {end}; 0 <= start <= end <= 1 is needed")
         _check(self.true_cfg >= 1.0, f"true_cfg is {self.true_cfg}; 1 turns it off, larger values turn it on")
@@ -163,14 +166,14 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has; -1 is the rest of them."""
+    """How many devices each mesh axis has; -1 is the rest of them. Left alone, sample.py chooses: tensor up to 8, fsdp the rest."""
 
     data: int = 1
     """Copies of the weights, each with its part of the batch."""
     fsdp: int = 1
     """Devices that share the weights and split the batch."""
-    tensor: int = -1
-    """Devices that compute one picture together; must divide the number of heads."""
+    tensor: int = 1
+    """Devices that compute one picture together; must divide the number of heads (24 in FLUX.1)."""
 
 
 def to_json(cfg) -> dict:

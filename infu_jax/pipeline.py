@@ -20,9 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import face, flow, latents, sampler
-from infu_jax.checkpoint import load_model
-from infu_jax.config import SamplingConfig
+from infu_jax import checkpoint, face, flow, latents, sampler
+from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder
@@ -108,25 +107,23 @@ class InfUPipeline:
             progress: called with the name of each part before it is loaded.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
-
-        def part(path, model, dtype=dtype):
-            progress(model)
-            loaded = load_model(path, model, mesh=mesh, dtype=dtype)
-            # At once, so that the transformers find the room that they leave.
-            return _move(loaded, "pinned_host") if offload and model in PARKED else loaded
-
         base, infu = Path(base), Path(infu)
-        # Small and likely faults first: a wrong path should not cost the minutes that 12 billion parameters take.
+        places = dict(arcface=arcface or infu, resampler=infu, infusenet=infu, t5=base, clip=base, autoencoder=autoencoder or base, flux=transformer or base)
+        # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
+        shapes = {name: checkpoint.check(checkpoint.open_model(path, name), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
-        arcface = part(arcface or infu, "arcface", jnp.float32)
-        resampler, infusenet = part(infu, "resampler"), part(infu, "infusenet")
-        clip, vae, t5 = part(base, "clip"), part(autoencoder or base, "autoencoder"), part(base, "t5")
-        flux = part(transformer or base, "flux")
-        _check_fit(flux, infusenet, resampler, t5, clip, vae, arcface, t5_tokenizer, clip_tokenizer)
+        _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
+        schedule = _read_schedule(base, shapes["flux"].cfg, transformer is not None)
+        detector = detector or face.load_detector("yunet")
+        models = {}
+        for name, path in places.items():
+            progress(name)
+            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype)
+            if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
+                models[name] = _move(models[name], "pinned_host")
         return cls(
-            flux, infusenet, resampler, vae, t5, clip, arcface, t5_tokenizer, clip_tokenizer,
-            detector or face.load_detector("yunet"), _read_schedule(base, flux, transformer is not None), mesh, dtype, offload,
-        )  # fmt: skip
+            **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload
+        )
 
     def __call__(
         self,
@@ -333,11 +330,11 @@ def _move(model, memory_kind: str):
     return jax.tree.map(lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind)), model)
 
 
-def _read_schedule(base: Path, flux: Flux, other_transformer: bool) -> flow.ScheduleConfig:
+def _read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> flow.ScheduleConfig:
     """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
     path = base / "scheduler" / "scheduler_config.json"
     if other_transformer or not path.exists():
-        return flow.ScheduleConfig(dynamic=flux.cfg.guidance_embed)  # schnell has no guidance embedding and no shift
+        return flow.ScheduleConfig(dynamic=cfg.guidance_embed)  # schnell has no guidance embedding and no shift
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return flow.ScheduleConfig(
@@ -352,7 +349,7 @@ def _read_schedule(base: Path, flux: Flux, other_transformer: bool) -> flow.Sche
         raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
 
 
-def _check_fit(flux, infusenet, resampler, t5, clip, vae, arcface, t5_tokenizer: Tokenizer, clip_tokenizer: Tokenizer) -> None:
+def _check_fit(flux, infusenet, resampler, t5, clip, autoencoder, arcface, t5_tokenizer: Tokenizer, clip_tokenizer: Tokenizer) -> None:
     """Parts of different models must agree where they meet."""
     pairs = [
         ("the transformer's and InfuseNet's hidden size", flux.cfg.hidden_size, infusenet.cfg.hidden_size),
@@ -361,7 +358,7 @@ def _check_fit(flux, infusenet, resampler, t5, clip, vae, arcface, t5_tokenizer:
         ("InfuseNet's text width and the ID tokens' width", infusenet.cfg.context_in_dim, resampler.cfg.output_dim),
         ("InfuseNet's pooled width and CLIP's width", infusenet.cfg.vec_in_dim, clip.cfg.hidden_size),
         ("the resampler's input width and ArcFace's", resampler.cfg.embedding_dim, arcface.cfg.embedding_dim),
-        ("the transformer's channels and four times the VAE's", flux.cfg.in_channels, vae.cfg.z_channels * latents.PATCH**2),
+        ("the transformer's channels and four times the VAE's", flux.cfg.in_channels, autoencoder.cfg.z_channels * latents.PATCH**2),
         ("the transformer's and InfuseNet's channels", flux.cfg.in_channels, infusenet.cfg.in_channels),
         ("CLIP's end-of-text id and its tokenizer's", clip.cfg.eos_token_id, int(clip_tokenizer.encode([""], 2)[0, 1])),
     ]

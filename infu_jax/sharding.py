@@ -72,8 +72,10 @@ _MMDIT: Rules = (
     (r".*_blocks\..*mlp_in\.kernel", P(None, "fsdp", "tensor")),
     (r".*_blocks\..*mlp_in\.bias", P(None, "tensor")),
     (r".*_blocks\..*mlp_out\.kernel", P(None, "tensor", "fsdp")),
-    (r".*_blocks\..*mod\.kernel", P(None, "fsdp", None, "tensor")),  # (layer, D, 6 or 3, D)
-    (r".*_blocks\..*mod\.bias", P(None, None, "tensor")),
+    # Outputs over fsdp, as those of attn_out and mlp_out, which they are multiplied with. With outputs over tensor, XLA permutes the
+    # pictures of a batch that is split over both data and fsdp when it computes attn_out (jaxlib 0.10.2, Shardy and GSPMD): wrong pictures.
+    (r".*_blocks\..*mod\.kernel", P(None, "tensor", None, "fsdp")),  # (layer, D, 6 or 3, D)
+    (r".*_blocks\..*mod\.bias", P(None, None, "fsdp")),
     (r".*_blocks\..*((attn_out|mlp_out)\.bias|norm\.scale)", P()),
     (r"(img|txt|time|vector|guidance)_in\..*kernel", P(None, "fsdp")),
     (r"(img|txt|time|vector|guidance)_in\..*bias", P()),
@@ -82,7 +84,7 @@ _MMDIT: Rules = (
 RULES: Mapping[str, Rules] = {
     "flux": (
         *_MMDIT,
-        (r"final_layer\.mod\.kernel", P("fsdp", None, "tensor")),
+        (r"final_layer\.mod\.kernel", P("tensor", None, "fsdp")),
         (r"final_layer\.linear\.kernel", P("fsdp")),
         (r"final_layer\..*bias", P()),
     ),

@@ -75,10 +75,13 @@ def load_clip_tokenizer(folder: PathLike) -> Tokenizer:
     folder = pathlib.Path(folder)
     settings = _settings(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        try:
+            vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        except Exception as e:  # as in _backend
+            raise InputError(f"{folder} holds no BPE vocabulary: {e}") from None
         backend = clip_backend(vocab, merges, settings)
     elif (folder / "tokenizer.json").is_file():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = _backend(folder / "tokenizer.json")
     else:
         raise FileNotFoundError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json: expected the folder tokenizer/ of a FLUX.1 folder")
     return Tokenizer(backend, _content(settings.get("pad_token", CLIP_END)))
@@ -95,7 +98,7 @@ def load_t5_tokenizer(folder: PathLike) -> Tokenizer:
     folder = pathlib.Path(folder)
     settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = _backend(folder / "tokenizer.json")
     elif (folder / "spiece.model").is_file():
         backend = t5_backend((folder / "spiece.model").read_bytes(), settings.get("extra_ids", 100), source=str(folder / "spiece.model"))
     else:
@@ -206,9 +209,21 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
     """tokenizer_config.json, completed by special_tokens_map.json, where they are there."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no tokenizer folder {folder}")
-    read = lambda name: json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}  # noqa: E731
-    settings = {**read("special_tokens_map.json"), **read("tokenizer_config.json")}
+    settings = {}
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if path.is_file():
+            try:
+                settings |= json.loads(path.read_text("utf-8"))
+            except (ValueError, TypeError) as e:
+                raise InputError(f"{path} is not a JSON object: {e}") from None
     return {k: v for k, v in settings.items() if v is not None}
+
+
+def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as e:  # the Rust library raises this very class for whatever is wrong with the file
+        raise InputError(f"{path} is not a tokenizer: {e}") from None
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
