@@ -32,7 +32,7 @@ def test_without_shift():
 
 def test_what_the_models_are_told():
     """The same times after a way through 1000 t in float32, which moves some by one in the last place."""
-    s = schedule(30, 3888, DEV)
+    s = schedule(30, 4096, DEV)
     assert isinstance(s, Schedule) and s.times.dtype == s.model_times.dtype == np.float32 and s.times.shape == s.model_times.shape == (31,)
     assert np.all(np.diff(s.times) < 0) and s.times[0] == 1 and s.times[-1] == 0
     assert 0 < np.abs(s.times - s.model_times).max() <= 6e-8

@@ -17,6 +17,7 @@ import torch
 
 from infu_jax.convert import safetensors as st
 from infu_jax.convert import torch_pickle as tp
+from infu_jax.convert import torch_writer
 from infu_jax.convert.errors import ConversionError
 
 FORMATS = [True, False]  # zip archive, older
@@ -573,7 +574,7 @@ def test_torch_reads_what_we_write(tmp_path):
     arrays |= {"transposed": np.arange(6.0).reshape(2, 3).T, "lazy": st.LazyTensor((3,), np.dtype("float32"), lambda: np.arange(3, dtype=np.float32))}
     plain = {"text": "ä", "list": [1, -129, 2**70, 2.5, None, True, (), (1, [])], 3: {}}
     path = tmp_path / "f.pt"
-    tp.write_file(path, {"state_dict": collections.OrderedDict(arrays), "plain": plain})
+    torch_writer.write_file(path, {"state_dict": collections.OrderedDict(arrays), "plain": plain})
     for options in ({}, {"mmap": True}):
         loaded = torch.load(path, weights_only=True, **options)
         assert loaded["plain"] == plain and list(loaded["state_dict"]) == list(arrays)
@@ -590,9 +591,9 @@ def test_torch_reads_what_we_write(tmp_path):
 
 def test_written_bytes_are_fixed_and_aligned(tmp_path):
     tree = {"a": np.ones(3, np.float32), "bb": {"c": np.ones(5, ml_dtypes.bfloat16), "d": np.zeros((0, 2))}}
-    tp.write_file(tmp_path / "1.pt", tree)
+    torch_writer.write_file(tmp_path / "1.pt", tree)
     time.sleep(0.01)
-    tp.write_file(tmp_path / "another name.pt", tree)
+    torch_writer.write_file(tmp_path / "another name.pt", tree)
     data = (tmp_path / "1.pt").read_bytes()
     assert data == (tmp_path / "another name.pt").read_bytes()
     with zipfile.ZipFile(tmp_path / "1.pt") as archive:
@@ -611,5 +612,5 @@ def test_what_cannot_be_written(tmp_path):
         ({"a": b"x"}, "cannot write a bytes"),
     ):
         with pytest.raises(ConversionError, match=message):
-            tp.write_file(tmp_path / "f.pt", tree)
+            torch_writer.write_file(tmp_path / "f.pt", tree)
     assert not list(tmp_path.iterdir())

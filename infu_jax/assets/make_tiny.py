@@ -20,7 +20,7 @@ import numpy as np
 from infu_jax import config as configs
 from infu_jax.assets.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from infu_jax.checkpoint import abstract, param_shapes
-from infu_jax.convert import rules, safetensors, source, torch_pickle
+from infu_jax.convert import rules, safetensors, source, torch_writer
 from infu_jax.convert.layout import Layout
 
 SEED = 2503_16418
@@ -55,8 +55,8 @@ def main(out: Path) -> None:
     _write_folder(base / "text_encoder", "model", "clip", clip)
     _write_folder(base / "text_encoder_2", "model", "t5", t5)
     _write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", INFUSENET)
-    torch_pickle.write_file(infu / "image_proj_model.bin", {"image_proj": seeded_tensors("resampler", RESAMPLER, BF16)})
-    torch_pickle.write_file(infu / "recognition_arcface_ir_se50.pth", seeded_tensors("arcface", ARCFACE, np.float32))
+    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": seeded_tensors("resampler", RESAMPLER, BF16)})
+    torch_writer.write_file(infu / "recognition_arcface_ir_se50.pth", seeded_tensors("arcface", ARCFACE, np.float32))
     _write_json(
         base / "scheduler" / "scheduler_config.json",
         dict(

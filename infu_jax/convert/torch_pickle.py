@@ -23,10 +23,10 @@ import ml_dtypes
 import numpy as np
 
 from infu_jax.convert.errors import ConversionError
-from infu_jax.convert.safetensors import Tensor, check_shape, contents, map_file, replacing
+from infu_jax.convert.safetensors import check_shape, map_file
 
 # Storages whose class says the dtype ...
-_TYPED = {
+TYPED = {
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.HalfStorage": np.dtype("<f2"),
@@ -39,18 +39,18 @@ _TYPED = {
     "torch.BoolStorage": np.dtype("?"),
 }
 # ... and dtypes that have no such class: their storage is bytes, and the tensor says the dtype.
-_UNTYPED = "torch.storage.UntypedStorage"
-_DTYPES = {
+UNTYPED = "torch.storage.UntypedStorage"
+DTYPES = {
     "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
     "torch.uint16": np.dtype("<u2"),
     "torch.uint32": np.dtype("<u4"),
     "torch.uint64": np.dtype("<u8"),
 }
-_ORDERED_DICT = "collections.OrderedDict"
+ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = {"torch._utils._rebuild_tensor": 4, "torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}  # arguments at least
 _PARAMETER = "torch._utils._rebuild_parameter"
-_GLOBALS = {*_TYPED, _UNTYPED, *_DTYPES, _ORDERED_DICT, *_TENSOR, _PARAMETER}
+_GLOBALS = {*TYPED, UNTYPED, *DTYPES, ORDERED_DICT, *_TENSOR, _PARAMETER}
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older format
 # A checkpoint of a thousand tensors has 25,000 instructions in 200 kB.
@@ -287,9 +287,9 @@ def _call(function: Any, args: Any, path: str | Path) -> Any:
     if not isinstance(function, _Global) or type(args) is not tuple:
         _refuse(f"a call of a {type(function).__name__}", path)
     name = function.name
-    if name == _ORDERED_DICT and not args:
+    if name == ORDERED_DICT and not args:
         return {}
-    if name == _ORDERED_DICT and len(args) == 1 and type(args[0]) is list and all(type(p) in (list, tuple) and len(p) == 2 for p in args[0]):
+    if name == ORDERED_DICT and len(args) == 1 and type(args[0]) is list and all(type(p) in (list, tuple) and len(p) == 2 for p in args[0]):
         result: dict[Any, Any] = {}  # as Python 2 wrote it: with its items as an argument
         _update(result, [x for pair in args[0] for x in pair], path)
         return result
@@ -300,7 +300,7 @@ def _call(function: Any, args: Any, path: str | Path) -> Any:
             raise ConversionError(f"{path}: a tensor with its conjugate or negative bit set; save it with torch.resolve_conj and torch.resolve_neg")
         storage, dtype = args[0], args[0].dtype
         if name.endswith("_v3") and dtype is None and isinstance(args[6], _Global):
-            dtype = _DTYPES.get(args[6].name)
+            dtype = DTYPES.get(args[6].name)
         elif name.endswith("_v3"):
             dtype = None
         if dtype is not None:
@@ -310,10 +310,10 @@ def _call(function: Any, args: Any, path: str | Path) -> Any:
 
 def _storage(pid: Any, path: str | Path) -> _Storage:
     """The storage that ("storage", class, key, device, count) stands for; the older format adds None."""
-    if type(pid) is tuple and len(pid) in (5, 6) and isinstance(pid[1], _Global) and (pid[1].name in _TYPED or pid[1].name == _UNTYPED):
+    if type(pid) is tuple and len(pid) in (5, 6) and isinstance(pid[1], _Global) and (pid[1].name in TYPED or pid[1].name == UNTYPED):
         tag, kind, key, device, count = pid[:5]
         if tag == "storage" and isinstance(key, str) and isinstance(device, str) and type(count) is int and 0 <= count < 2**60 and pid[5:] in ((), (None,)):
-            return _Storage(key, _TYPED.get(kind.name), count)
+            return _Storage(key, TYPED.get(kind.name), count)
     raise ConversionError(f"{path}: its pickle refers to a storage in a way that torch.save does not")
 
 
@@ -360,72 +360,3 @@ def _array(view: _View, storages: Mapping[str, np.ndarray], path: str | Path) ->
         return np.ndarray(view.shape, view.dtype, b"")
     size = view.dtype.itemsize
     return np.ndarray(view.shape, view.dtype, data, view.offset * size, tuple(stride * size for stride in view.strides))
-
-
-# Writing ------------------------------------------------------------------------------------------
-
-
-def write_file(path: str | Path, tree: Mapping[Any, Any]) -> None:
-    """Write nested dicts, lists and tuples of arrays (or lazy tensors), numbers and text so that torch.load(weights_only=True) reads them.
-
-    The bytes depend on the contents only. Storages are aligned to 64 bytes, as torch.save does.
-    """
-    tensors: list[Tensor] = []
-    program = b"\x80\x02" + _encode(tree, tensors, path) + b"."
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _add(archive, "data.pkl", np.frombuffer(program, np.uint8))
-        _add(archive, "byteorder", np.frombuffer(b"little", np.uint8))
-        for n, tensor in enumerate(tensors):
-            _add(archive, f"data/{n}", contents(tensor, f"{path}: tensor {n}"))
-        _add(archive, "version", np.frombuffer(b"3\n", np.uint8))
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: np.ndarray) -> None:
-    info = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
-    info.create_system = 3
-    # The local header: 30 bytes, the name, 20 bytes of 64-bit sizes, and a field FB of padding as torch.save writes it.
-    padding = -(archive.fp.tell() + 30 + len(info.filename) + 20 + 4) % 64
-    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=True) as record:
-        record.write(data)
-
-
-def _encode(value: Any, tensors: list[Tensor], path: str | Path) -> bytes:
-    """Pickle instructions (protocol 2) that build `value`; its tensors are appended to `tensors`."""
-    if value is None or isinstance(value, bool):
-        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-    if isinstance(value, int):
-        data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-        return b"\x8a" + struct.pack("B", len(data)) + data
-    if isinstance(value, float):
-        return b"G" + struct.pack(">d", value)
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-    if isinstance(value, Mapping):
-        return b"}(" + b"".join(_encode(x, tensors, path) for item in value.items() for x in item) + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(_encode(x, tensors, path) for x in value) + b"e"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(_encode(x, tensors, path) for x in value) + b"t"
-    return _encode_tensor(value, tensors, path)
-
-
-def _encode_tensor(value: Any, tensors: list[Tensor], path: str | Path) -> bytes:
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    kind = next((name for name, d in _TYPED.items() if dtype is not None and d == dtype), None)
-    late = next((name for name, d in _DTYPES.items() if dtype is not None and d == dtype), None)
-    if shape is None or not (kind or late):
-        raise ConversionError(f"{path}: cannot write a {type(value).__name__}{f' of {dtype}' if dtype is not None else ''} into a PyTorch file")
-    count, strides = 1, []
-    for n in reversed(shape):
-        strides.insert(0, count)
-        count *= max(int(n), 1)
-    total = count if 0 not in shape else 0
-    name = lambda full: b"c%s\n%s\n" % tuple(part.encode() for part in full.rsplit(".", 1))  # noqa: E731
-    plain = lambda x: _encode(x, tensors, path)  # noqa: E731
-    key = str(len(tensors))
-    tensors.append(value)
-    storage = plain("storage") + name(kind or _UNTYPED) + plain(key) + plain("cpu") + plain(total if kind else total * dtype.itemsize)
-    view = plain(0) + plain(tuple(int(n) for n in shape)) + plain(tuple(strides)) + plain(False) + name(_ORDERED_DICT) + b")R"
-    rebuild = name(f"torch._utils._rebuild_tensor_v{2 if kind else 3}")
-    return rebuild + b"((" + storage + b"tQ" + view + (b"" if kind else name(late)) + b"tR"
