@@ -19,7 +19,8 @@ LAYERS = (
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.pictures", "infu_jax.cli"),
-    ("infu_jax.config", "infu_jax.errors"),
+    ("infu_jax.config",),
+    ("infu_jax.errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FORBIDDEN = {"torch", "tensorflow", "transformers", "diffusers", "safetensors", "data_pipeline", "tests"}
@@ -78,7 +79,8 @@ print(json.dumps(dict(
 
 def test_importing_does_nothing(tmp_path):
     """No device is touched (there is none of this platform), no file written, no connection made, no variable set, no framework loaded."""
-    names = [name for name in MODULES if name.startswith("infu_jax")]
+    # draw_face is a program and imports OpenCV, which sets LD_LIBRARY_PATH; infu_jax.face imports it when it is first needed.
+    names = [name for name in MODULES if name.startswith("infu_jax") and name != "infu_jax.assets.draw_face"]
     assert len(names) > 30
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "no_such_platform", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     done = subprocess.run(

@@ -29,7 +29,9 @@ def test_position_ids():
 
 
 def test_noise():
-    draw = {(seed, purpose): np.asarray(latents.noise(seed, purpose, 16, 24, 16)) for seed in (0, 7, 2**32 - 1) for purpose in (latents.LATENTS, latents.CONTROL)}
+    draw = {
+        (seed, purpose): np.asarray(latents.noise(seed, purpose, 16, 24, 16)) for seed in (0, 7, 2**32 - 1) for purpose in (latents.LATENTS, latents.CONTROL)
+    }
     for x in draw.values():
         assert x.shape == (16, 24, 16) and x.dtype == np.float32
         assert abs(x.mean()) < 0.05 and abs(x.std() - 1) < 0.05
