@@ -11,8 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile for longer than they run: without the last stage's optimisations that takes half the time.
-FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile for longer than they run: without the last stage's optimisations that takes half the time.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    # More simulated devices than cores: collectives that run side by side may take each other's threads and wait for ever.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",  # a busy machine is no reason to abort (after 40 seconds, by default)
+)
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
 import jax  # noqa: E402  (it reads the variables above)

@@ -16,7 +16,9 @@ from jax.sharding import PartitionSpec as P
 from infu_jax.checkpoint import abstract, load_model, param_shapes
 from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.errors import InputError
+from infu_jax.latents import position_ids
 from infu_jax.models import MODELS
+from infu_jax.models.flux import rope
 from infu_jax.pipeline import PARKED, InfUPipeline
 from infu_jax.sharding import AXES, RULES, batch_axes, batch_sharding, constrain_batch, make_mesh, param_shardings, param_specs
 from tests.conftest import ROOT, assert_close, programs, unit_vector
@@ -178,6 +180,29 @@ def test_offload(tiny, split, paint):
         assert {a.sharding.memory_kind for a in arrays} == {"pinned_host" if name in PARKED else "device"}, name
         assert all(a.sharding.spec == b.sharding.spec for a, b in zip(arrays, resident))
     np.testing.assert_array_equal(paint(parked), paint(split))
+
+
+def test_gradients_on_eight_devices():
+    """Of every parameter, for a batch that is split over two axes while a third splits the heads (see the note in RULES)."""
+    cfg = FluxConfig(vec_in_dim=16, context_in_dim=32, hidden_size=64, num_heads=4, depth=1, depth_single_blocks=1, axes_dim=(4, 6, 6))
+    draw, model = np.random.default_rng(0).standard_normal, abstract("flux", cfg)
+    shapes = param_shapes(model)
+    values = {name: draw(s.shape, np.float32) * 0.1 + name.endswith("scale") for name, s in shapes.items()}
+    inputs = {"img": (12, 64), "txt": (8, 32), "y": (16,)}
+    inputs = {name: draw((8, *shape), np.float32) for name, shape in inputs.items()} | {"t": np.linspace(0.1, 0.9, 8, dtype=np.float32)}
+
+    def loss(model, img, txt, y, t):
+        return jnp.square(model(img, txt, rope(position_ids(8, 8, 6), cfg), t, y, jnp.ones_like(t)) - img).mean()
+
+    def gradients(mesh):
+        shardings = param_shardings(mesh, RULES["flux"], {name: s.shape for name, s in shapes.items()})
+        placed = jax.tree.unflatten(jax.tree.structure(model), [jax.device_put(values[name], shardings[name]) for name in shapes])
+        with jax.set_mesh(mesh):
+            return jax.tree.leaves(jax.jit(jax.grad(loss))(placed, **{k: jax.device_put(x, batch_sharding(mesh, 8)) for k, x in inputs.items()}))
+
+    one, eight = gradients(make_mesh(devices=jax.devices()[:1])), gradients(make_mesh(2, 2, 2))
+    for name, a, b in zip(shapes, eight, one):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * np.abs(np.asarray(b)).max(), name
 
 
 # Two processes ------------------------------------------------------------------------------------
