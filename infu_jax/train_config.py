@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from infu_jax.errors import InputError
 
-FEATURES = ("latents", "control", "t5", "clip", "arcface")
+Feature = Literal["latents", "control", "t5", "clip", "arcface"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DataConfig:
     """Share of samples with a keypoint image; the others get a black one. Assumption: the paper states none."""
     t5_length: int = 512
     """T5 tokens a prompt is padded or cut to."""
-    features: tuple[str, ...] | Literal["auto"] = "auto"
+    features: Literal["auto"] | tuple[Feature, ...] = "auto"
     """What must have been computed ahead (`data_pipeline.precompute`): of latents, control, t5, clip, arcface. auto: what is there."""
     workers: int = 0
     """Processes that read and decode ahead on each host; 0 uses threads."""
@@ -64,8 +64,8 @@ class DataConfig:
         _check(all(w >= 0 for w in self.caption_weights.values()), f"data.caption_weights are {dict(self.caption_weights)}; 0 or more is needed")
         _check(self.t5_length >= 1, f"data.t5_length is {self.t5_length}; at least 1 is needed (FLUX.1-dev uses 512)")
         _check(min(self.workers, self.threads - 1, self.prefetch - 1) >= 0, "data.workers is 0 or more; data.threads and data.prefetch are 1 or more")
-        unknown = [] if self.features == "auto" else [name for name in self.features if name not in FEATURES]
-        _check(not unknown, f"data.features names {unknown}; the features are {', '.join(FEATURES)}")
+        unknown = [] if self.features == "auto" else [name for name in self.features if name not in get_args(Feature)]
+        _check(not unknown, f"data.features names {unknown}; the features are {', '.join(get_args(Feature))}")
 
 
 def _check(ok: bool, message: str) -> None:
