@@ -79,7 +79,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         with picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise FaceError(f"{path}: {picture.width}x{picture.height} is more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller")
-            return _to_rgb(ImageOps.exif_transpose(picture), path)
+            return to_rgb(ImageOps.exif_transpose(picture), path)
     except FaceError:
         raise
     except Image.DecompressionBombError as error:
@@ -90,7 +90,8 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         raise FaceError(f"{path}: damaged picture file ({error}); save it again as PNG or JPEG") from error
 
 
-def _to_rgb(picture: Image.Image, path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(picture: Image.Image, path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An open picture as RGB, as `read_image` describes. Raises FaceError, which names `path`, when values have no known range."""
     if picture.mode == "F":
         raise FaceError(f"{path}: floating-point pixels have no known range; save it as 8-bit PNG or JPEG")
     if picture.mode.startswith("I"):  # Pillow's convert would clip 16-bit greys at 255
