@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -19,9 +20,11 @@ def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[A
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _local(q, k, v)
-    spec = P(batch_axes(mesh, q.shape[0]), None, "tensor")
-    return jax.shard_map(_local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+        out = _local(q, k, v)
+    else:
+        spec = P(batch_axes(mesh, q.shape[0]), None, "tensor")
+        out = jax.shard_map(_local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+    return checkpoint_name(out, "attention")  # what the rematerialisation policies of `models.layers.scan` call it
 
 
 def _local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

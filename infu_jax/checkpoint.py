@@ -42,7 +42,7 @@ def abstract(model: str, cfg) -> nnx.Module:
 
 def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter, by its path, e.g. `double_blocks.img.qkv.kernel`."""
-    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _params(module).items()}
+    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in params_of(module).items()}
 
 
 def open_model(path: str | os.PathLike, model: str | None = None) -> source.Source:
@@ -101,7 +101,18 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     arrays = _read_orbax(found.path, targets) if found.layout.name == CONVERTED else _read_torch(found, plan, targets)
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], module)
+    return with_params(module, arrays)
+
+
+def params_of(module: nnx.Module) -> dict[str, Any]:
+    """Every parameter by its path, e.g. `double_blocks.img.qkv.kernel`."""
+    # As a pytree: Flax's to_flat_state and merge leave cycles of references, which hold the arrays on the device until Python collects them.
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+
+
+def with_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
+    """The module with these parameters in the place of its own; the inverse of `params_of`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: params[_name(path)], module)
 
 
 def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> None:
@@ -116,7 +127,7 @@ def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> Non
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        weights = _params(module)
+        weights = params_of(module)
         with ocp.StandardCheckpointer() as writer:
             # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
             writer.save(partial / "weights", {k: v for k, v in weights.items() if v.size})
@@ -202,11 +213,6 @@ def _dtype(plan: rules.Plan, found: source.Source, name: str, model_dtype, wante
     if not jnp.issubdtype(model_dtype, jnp.floating):
         return np.dtype(model_dtype)
     return plan.stored_dtype(name, found.tensors, model_dtype) if wanted is None else np.dtype(wanted)
-
-
-def _params(module: nnx.Module) -> dict[str, Any]:
-    # As a pytree: Flax's to_flat_state and merge leave cycles of references, which hold the arrays on the device until Python collects them.
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
 def _name(path: tuple) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from infu_jax.errors import InputError
+
+Remat = Literal["block", "attention", "dots", "none"]  # what the backward pass keeps, see `models.layers.scan`
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Array, Float, Key
 
 from infu_jax.errors import InputError
 
@@ -44,9 +46,7 @@ def schedule(steps: int, image_tokens: int, cfg: ScheduleConfig) -> Schedule:
         raise InputError(f"steps is {steps}; at least 1 is needed")
     t = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)  # shifted in float32, as the reference does
     if cfg.dynamic:
-        slope = (cfg.max_shift - cfg.base_shift) / (cfg.max_tokens - cfg.base_tokens)
-        mu = cfg.base_shift + slope * (image_tokens - cfg.base_tokens)  # not clamped: larger pictures shift further
-        shift = math.exp(mu)
+        shift = math.exp(_mu(image_tokens, cfg))
         t = shift / (shift + (1 / t - 1))
     else:
         t = cfg.shift * t / (1 + (cfg.shift - 1) * t)
@@ -62,6 +62,35 @@ def window(steps: int, start: float, end: float) -> tuple[int, int]:
     return (kept[0], kept[-1] + 1) if kept else (0, 0)
 
 
+# Training -----------------------------------------------------------------------------------------
+
+
+def logit_normal_times(key: Key[Array, ""], count: int, mean: float = 0.0, std: float = 1.0) -> Float[Array, " B"]:
+    """Training times in (0, 1): sigmoid(mean + std * normal), `rf/lognorm(mean, std)` in the paper (section 3.4)."""
+    return jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,)))
+
+
+def shift_times(t: Float[Array, " B"], image_tokens: int, cfg: ScheduleConfig) -> Float[Array, " B"]:
+    """The shift towards noise that sampling applies to pictures of so many tokens."""
+    shift = math.exp(_mu(image_tokens, cfg)) if cfg.dynamic else cfg.shift
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def interpolate(x0: Float[Array, "B L C"], noise: Float[Array, "B L C"], t: Float[Array, " B"]) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
+    """z_t = (1 - t) x0 + t noise, and the velocity noise - x0 that the model is to predict there."""
+    t = t[:, None, None]
+    return (1 - t) * x0 + t * noise, noise - x0
+
+
+# Sampling -----------------------------------------------------------------------------------------
+
+
 def euler_step(latents, velocity, t, t_next):
     """One step along the velocity d z / d t, in float32."""
     return latents + (t_next - t) * velocity.astype(latents.dtype)
+
+
+def _mu(image_tokens: int, cfg: ScheduleConfig) -> float:
+    """Logarithm of the shift; not clamped: larger pictures shift further."""
+    slope = (cfg.max_shift - cfg.base_shift) / (cfg.max_tokens - cfg.base_tokens)
+    return cfg.base_shift + slope * (image_tokens - cfg.base_tokens)

@@ -26,7 +26,7 @@ from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder
 from infu_jax.models.clip import CLIPTextEncoder
-from infu_jax.models.flux import Flux, rope
+from infu_jax.models.flux import Flux
 from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
 from infu_jax.models.t5 import T5Encoder
@@ -185,20 +185,8 @@ class InfUPipeline:
             id_tokens = _project(self._ready("resampler"), self._batch(id_embedding), dtype=self.dtype)
             pixels = np.broadcast_to(drawn.astype(np.float32) / 127.5 - 1.0, (batch, *drawn.shape))
             control = _encode_control(self._ready("autoencoder"), self._batch(pixels), self._batch(control_noise), dtype=self.dtype)
-            given = sampler.Conditions(
-                text=text,
-                pe=rope(latents.position_ids(settings.t5_length, h, w), self.flux.cfg),
-                guidance=jnp.full(batch, settings.guidance, jnp.float32),
-                identity=sampler.Identity(
-                    id_tokens=id_tokens,
-                    control=control,
-                    pe=rope(latents.position_ids(id_tokens.shape[1], h, w), self.infusenet.cfg),
-                    guidance=jnp.full(batch, settings.infusenet_guidance, jnp.float32),
-                    scale=jnp.asarray(settings.conditioning_scale, jnp.float32),
-                ),
-                negative=negative,
-                true_cfg=jnp.asarray(settings.true_cfg, jnp.float32),
-            )
+            who = sampler.identity(self.infusenet.cfg, id_tokens, control, h, w, guidance=settings.infusenet_guidance, scale=settings.conditioning_scale)
+            given = sampler.conditions(self.flux.cfg, text, h, w, guidance=settings.guidance, identity=who, negative=negative, true_cfg=settings.true_cfg)
             schedule = flow.schedule(settings.steps, (h // 2) * (w // 2), self.schedule)
             img, steps = self._denoise(latents.pack(self._batch(noise)), schedule, given, settings, progress, trace)
             decoded = self._fetch(_decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype))

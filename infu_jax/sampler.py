@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from infu_jax.config import FluxConfig, InfuseNetConfig, Remat
 from infu_jax.flow import Schedule, euler_step
-from infu_jax.models.flux import Flux, Residuals, RoPE
+from infu_jax.latents import position_ids
+from infu_jax.models.flux import Flux, Residuals, RoPE, rope
 from infu_jax.models.infusenet import InfuseNet
 
 
@@ -44,18 +46,47 @@ class Conditions(NamedTuple):
     true_cfg: Float[Array, ""]
 
 
+def identity(cfg: InfuseNetConfig, id_tokens, control, h: int, w: int, *, guidance: float, scale: float) -> Identity:
+    """InfuseNet's conditions for latents of h x w cells, from ID tokens (B, Q, E) and packed control latents (B, L, C)."""
+    return Identity(
+        id_tokens=id_tokens,
+        control=control,
+        pe=rope(position_ids(id_tokens.shape[1], h, w), cfg),
+        guidance=jnp.full(len(id_tokens), guidance, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+    )
+
+
+def conditions(
+    cfg: FluxConfig, text: Text, h: int, w: int, *, guidance: float, identity: Identity | None = None, negative: Text | None = None, true_cfg: float = 1.0
+) -> Conditions:
+    """Everything the velocity of latents of h x w cells depends on."""
+    return Conditions(
+        text=text,
+        pe=rope(position_ids(text.txt.shape[1], h, w), cfg),
+        guidance=jnp.full(len(text.txt), guidance, jnp.float32),
+        identity=identity,
+        negative=negative,
+        true_cfg=jnp.asarray(true_cfg, jnp.float32),
+    )
+
+
 def velocity(
-    flux: Flux, infusenet: InfuseNet | None, img: Float[Array, "B L C"], t: Float[Array, ""], given: Conditions, dtype
+    flux: Flux, infusenet: InfuseNet | None, img: Float[Array, "B L C"], t: Float[Array, "*each"], given: Conditions, dtype, *, remat: Remat = "block"
 ) -> tuple[Float[Array, "B L C"], Residuals | None]:
-    """Velocity of `img` at time `t` in float32, and the residuals that went into it; the models compute in `dtype`."""
-    t, x, residuals = jnp.full(len(img), t), img.astype(dtype), None
+    """Velocity of `img` at time `t` in float32, and the residuals that went into it; the models compute in `dtype`.
+
+    t: one time for all pictures, or one for each (B,).
+    remat: what a backward pass keeps, see `layers.scan`.
+    """
+    t, x, residuals = jnp.broadcast_to(t, len(img)), img.astype(dtype), None
     if given.identity is not None:
         who = given.identity
-        residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale)
-    v = flux(x, given.text.txt, given.pe, t, given.text.y, given.guidance, residuals).astype(jnp.float32)
+        residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale, remat=remat)
+    v = flux(x, given.text.txt, given.pe, t, given.text.y, given.guidance, residuals, remat=remat).astype(jnp.float32)
     if given.negative is not None:
         # The negative branch is the base model's own: no InfuseNet, the same distilled guidance.
-        away = flux(x, given.negative.txt, given.pe, t, given.negative.y, given.guidance).astype(jnp.float32)
+        away = flux(x, given.negative.txt, given.pe, t, given.negative.y, given.guidance, remat=remat).astype(jnp.float32)
         v = away + given.true_cfg * (v - away)
     return v, residuals
 

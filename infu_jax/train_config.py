@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from infu_jax.config import MeshConfig, Remat, ResamplerConfig
 from infu_jax.errors import InputError
 
 Feature = Literal["latents", "control", "t5", "clip", "arcface"]
@@ -66,6 +67,197 @@ class DataConfig:
         _check(min(self.workers, self.threads - 1, self.prefetch - 1) >= 0, "data.workers is 0 or more; data.threads and data.prefetch are 1 or more")
         unknown = [] if self.features == "auto" else [name for name in self.features if name not in get_args(Feature)]
         _check(not unknown, f"data.features names {unknown}; the features are {', '.join(get_args(Feature))}")
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """The models of a run and where their weights come from: local folders and files, PyTorch's or converted ones."""
+
+    base: Path = Path("FLUX.1-dev")
+    """FLUX.1 folder in diffusers layout, or a converted one: transformer, VAE, text encoders, tokenizers."""
+    transformer: Path | None = None
+    """Another transformer than `base` has, e.g. flux1-dev.safetensors or a run that trained the base model."""
+    autoencoder: Path | None = None
+    """Another VAE than `base` has, e.g. ae.safetensors."""
+    arcface: Path | None = Path("recognition_arcface_ir_se50.pth")
+    """Face identity encoder (facexlib's ArcFace IR-SE50)."""
+    init: Path | None = None
+    """InfuseNet and resampler to start from: stage 1's run, or an InfiniteYou folder. None starts InfuseNet from the base's first blocks with zero outputs."""
+    base_from_scratch: bool = False
+    """trainable base: start from random weights of the sizes in the transformer's config.json instead of its weights."""
+    infusenet_blocks: tuple[int, int] = (4, 10)
+    """Double and single blocks of a new InfuseNet. Paper: fewer than the base by a factor of about 4; the release has 4 + 10."""
+    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
+    """Sizes of a new resampler. Its input and output sizes are those of ArcFace and InfuseNet."""
+
+    def __post_init__(self):
+        _check(
+            min(self.infusenet_blocks) >= 0 and sum(self.infusenet_blocks) >= 1,
+            f"models.infusenet_blocks are {self.infusenet_blocks}; at least one block is needed",
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Rectified flow: z_t = (1 - t) x0 + t eps, the model predicts eps - x0 (paper section 3.4)."""
+
+    time_mean: float = 0.0
+    """Times are sigmoid(time_mean + time_std * normal). Paper: rf/lognorm(0.00, 1.00)."""
+    time_std: float = 1.0
+    """See time_mean."""
+    shift_times: bool = False
+    """Shift times towards noise with the number of image tokens, as sampling does. Assumption: off, since the paper's density has no shift."""
+    guidance: float = 1.0
+    """Guidance value the base model is told. Assumption: 1, at which the distilled model is nearest to the data's own velocity, which is the target."""
+    infusenet_guidance: float = 1.0
+    """Guidance value InfuseNet is told. The release samples with 1."""
+
+    def __post_init__(self):
+        _check(self.time_std > 0, f"objective.time_std is {self.time_std}; more than 0 is needed")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with the paper's numbers; what it does not state is an assumption."""
+
+    learning_rate: float = 2e-5
+    """Peak learning rate. Paper: 2e-5 in stage 1, 1e-5 in stage 2."""
+    b1: float = 0.9
+    """Decay of the first moment (paper)."""
+    b2: float = 0.999
+    """Decay of the second moment (paper)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment. Assumption: the paper does not state it."""
+    weight_decay: float = 0.01
+    """Decoupled, of every trained parameter, as torch's AdamW does by default. Paper: 0.01."""
+    warmup_steps: int = 1000
+    """Steps of a linear rise. Assumption: the paper gives an initial learning rate and no warm-up."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up, until the last step. Assumption: constant."""
+    final_rate: float = 0.0
+    """Learning rate at the last step as a share of the peak, where there is a decay."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm. Assumption: 1; None turns it off."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How Adam's two moments are kept. bfloat16 halves them; it rounds stochastically, since small changes would be lost otherwise."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the trained weights too, e.g. 0.9999. Assumption: off; it costs as much memory as the weights."""
+
+    def __post_init__(self):
+        _check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; more than 0 is needed")
+        for name in ("b1", "b2", "final_rate"):
+            _check(0 <= getattr(self, name) <= 1, f"optimizer.{name} is {getattr(self, name)}; 0 to 1 is needed")
+        _check(self.warmup_steps >= 0, f"optimizer.warmup_steps is {self.warmup_steps}; 0 or more is needed")
+        _check(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; more than 0 is needed (None turns it off)")
+        _check(self.ema_decay is None or 0 < self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; between 0 and 1 is needed (None turns it off)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    """Steps between checkpoints; the last step and a preemption save one too."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    keep_every_steps: int | None = None
+    """Checkpoints at multiples of this are kept for good."""
+
+    def __post_init__(self):
+        _check(self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; at least 1 is needed")
+        _check(self.keep >= 1, f"checkpoint.keep is {self.keep}; at least 1 is needed")
+        _check(self.keep_every_steps is None or self.keep_every_steps >= 1, f"checkpoint.keep_every_steps is {self.keep_every_steps}; at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is measured on people that training never sees (the datasets' validation split)."""
+
+    every_steps: int | None = 5000
+    """Steps between validations; None turns them off."""
+    batches: int = 4
+    """Batches of which the loss is taken, always the same ones with the same noises."""
+    times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Times at which it is taken."""
+    pictures: int = 4
+    """Sample pictures, shown beside the photo and the target with their identity similarity; at most a batch."""
+    sampling_steps: int = 30
+    """Denoising steps of the sample pictures."""
+    guidance: float = 3.5
+    """Guidance of the sample pictures."""
+
+    def __post_init__(self):
+        _check(self.every_steps is None or self.every_steps >= 1, f"validation.every_steps is {self.every_steps}; at least 1 is needed (None turns it off)")
+        _check(
+            self.batches >= 1 and self.pictures >= 0 and self.sampling_steps >= 1,
+            "validation needs batches and sampling_steps of 1 or more, pictures of 0 or more",
+        )
+        _check(all(0 <= t <= 1 for t in self.times) and len(self.times) > 0, f"validation.times are {self.times}; times between 0 and 1 are needed")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes. On TPU pods, Slurm, GKE and Open MPI nothing needs to be set."""
+
+    coordinator: str | None = None
+    """Address host:port of process 0."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+    def __post_init__(self):
+        given = [self.coordinator is not None, self.processes is not None, self.process is not None]
+        _check(all(given) or not any(given), "distributed.coordinator, .processes and .process are given together or not at all")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    out: Path
+    """Folder of the run. If it holds checkpoints already, the run goes on from the newest."""
+    trainable: Literal["infusenet", "base"] = "infusenet"
+    """infusenet: InfuseNet and the resampler, the base is frozen (the paper). base: the base model alone, text to picture."""
+    steps: int = 300_000
+    """Optimizer steps in all."""
+    batch_size: int = 512
+    """Pictures a step, over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: less memory, same result."""
+    seed: int = 0
+    """Of the data's order, times, noises, dropouts and new weights."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of computation and frozen weights. auto: bfloat16 on TPU and GPU, float32 on CPU. Trained weights are always float32."""
+    remat: Remat = "block"
+    """What the backward pass finds in memory and need not compute again. block: the input of each block; attention: the attention's output too;
+    dots: outputs of all matrix products; none: everything."""
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=-1))
+    """How devices share the work."""
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    log_every_steps: int = 10
+    """Steps between lines of the log and the charts."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a profile (TensorBoard's Profile tab, or xprof)."""
+    accept_changes: bool = False
+    """Go on from a checkpoint that was made with other settings than these."""
+    compilation_cache: Path | None = None
+    """Folder in which compiled programs are kept between starts."""
+
+    def __post_init__(self):
+        _check(self.steps >= 1, f"steps is {self.steps}; at least 1 is needed")
+        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; at least 1 is needed")
+        _check(self.accumulate >= 1, f"accumulate is {self.accumulate}; at least 1 is needed")
+        _check(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        _check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; at least 1 is needed")
+        _check(0 <= self.seed < 2**32, f"seed is {self.seed}; 0 <= seed < {2**32} is needed")
+        _check(self.models.base_from_scratch is False or self.trainable == "base", "models.base_from_scratch needs trainable base")
+        first, last = self.profile_steps or (0, 0)
+        _check(0 <= first <= last, f"profile_steps are {self.profile_steps}; two steps, the first not after the last, are needed")
 
 
 def _check(ok: bool, message: str) -> None:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from infu_jax.attention import attention
-from infu_jax.config import FluxConfig
+from infu_jax.config import FluxConfig, Remat
 from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
 from infu_jax.sharding import constrain_batch
 
@@ -72,6 +72,8 @@ class Flux(MMDiT):
         y: Float[Array, "B V"],
         guidance: Float[Array, " B"],
         residuals: Residuals | None = None,
+        *,
+        remat: Remat = "block",
     ) -> Float[Array, "B L C"]:
         """Velocity of `img` at time `t`, computed in img's dtype.
 
@@ -83,6 +85,7 @@ class Flux(MMDiT):
             y: pooled CLIP vector of the prompt.
             guidance: distilled guidance scale; ignored by models without guidance embedding (schnell).
             residuals: added to the image tokens, entry b // ceil(depth / n) after block b.
+            remat: what the backward pass keeps, see `layers.scan`.
         """
         txt_tokens = txt.shape[1]
         vec = self.embed_vec(t, y, guidance, img.dtype)
@@ -94,7 +97,7 @@ class Flux(MMDiT):
                 img = img + residuals.double[index].astype(img.dtype)
             return (constrain_batch(img), constrain_batch(txt)), None
 
-        (img, txt), _ = scan(double, self.double_blocks, (img, txt), _residual_of(self.cfg.depth, residuals and residuals.double))
+        (img, txt), _ = scan(double, self.double_blocks, (img, txt), _residual_of(self.cfg.depth, residuals and residuals.double), remat=remat)
 
         def single(block, x, index):
             x = block(x, vec, pe)
@@ -102,7 +105,8 @@ class Flux(MMDiT):
                 x = x.at[:, txt_tokens:].add(residuals.single[index].astype(x.dtype))
             return constrain_batch(x), None
 
-        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single))
+        indices = _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single)
+        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), indices, remat=remat)
         return self.final_layer(x[:, txt_tokens:], vec)
 
 

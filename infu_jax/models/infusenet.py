@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from infu_jax.config import InfuseNetConfig
+from infu_jax.config import InfuseNetConfig, Remat
 from infu_jax.models.flux import MMDiT, Residuals, RoPE
 from infu_jax.models.layers import Linear, scan, stack, zeros
 from infu_jax.sharding import constrain_batch
@@ -36,6 +36,8 @@ class InfuseNet(MMDiT):
         y: Float[Array, "B V"],
         guidance: Float[Array, " B"],
         scale: Float[Array, ""] | float = 1.0,
+        *,
+        remat: Remat = "block",
     ) -> Residuals:
         """Residuals for the base model, multiplied by `scale`; computed in img's dtype.
 
@@ -46,6 +48,7 @@ class InfuseNet(MMDiT):
             pe: rotary angles of ID tokens and image tokens.
             y: pooled CLIP vector of the text prompt.
             guidance: InfuseNet's own guidance value, 1.0 in the release.
+            remat: what the backward pass keeps, see `layers.scan`.
         """
         id_count = id_tokens.shape[1]
         vec = self.embed_vec(t, y, guidance, img.dtype)
@@ -58,12 +61,13 @@ class InfuseNet(MMDiT):
             x, txt = block(*carry, vec, pe)
             return (constrain_batch(x), constrain_batch(txt)), constrain_batch(scale * out(x))
 
-        (x, txt), double_residuals = scan(double, nnx.List([self.double_blocks, self.double_out]), (x, txt))
+        (x, txt), double_residuals = scan(double, nnx.List([self.double_blocks, self.double_out]), (x, txt), remat=remat)
 
         def single(pair, x, _):
             block, out = pair
             x = block(x, vec, pe)
             return constrain_batch(x), constrain_batch(scale * out(x[:, id_count:]))
 
-        _, single_residuals = scan(single, nnx.List([self.single_blocks, self.single_out]), jnp.concatenate([txt, x], axis=1))
+        blocks = nnx.List([self.single_blocks, self.single_out])
+        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), remat=remat)
         return Residuals(double_residuals, single_residuals)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from infu_jax.config import Remat
+
 Init = Callable[..., jax.Array]
 fan_in = nnx.initializers.lecun_normal
 zeros = nnx.initializers.zeros_init
@@ -108,10 +110,21 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
     return build(rngs)
 
 
-def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: bool = True):
+# What the backward pass keeps of a block besides its input; it computes the rest again.
+_KEPT = {
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("attention")
+    ),
+    "none": jax.checkpoint_policies.everything_saveable,
+}
+
+
+def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: Remat = "block"):
     """`carry, y = step(block, carry, x)` for each of the stacked `blocks`, compiled once; returns (carry, stacked ys).
 
-    With `remat` the backward pass keeps only the carry of each block and computes the rest again.
+    remat: what the backward pass keeps of each block, see `TrainConfig.remat`; the forward pass is the same in any case.
     """
     graph, weights = nnx.split(blocks)
 
@@ -119,7 +132,7 @@ def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: bool = Tr
         weights, x = layer
         return step(nnx.merge(graph, weights), carry, x)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (weights, xs))
+    return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat]), carry, (weights, xs))
 
 
 def _axes(sizes: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,69 @@
+"""AdamW with the paper's numbers: the learning rate over time, clipping, and how the moments are kept.
+
+Source: paper section 4.1 (beta, weight decay, learning rates); optax.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from infu_jax.train_config import OptimizerConfig
+
+
+def learning_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up (the first step has its share already), then constant or down to `final_rate` of the peak at the last of `steps`."""
+    peak, rest = cfg.learning_rate, max(steps - cfg.warmup_steps, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=cfg.final_rate),
+        "linear": optax.linear_schedule(peak, peak * cfg.final_rate, rest),
+    }[cfg.decay]
+    if not cfg.warmup_steps:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / cfg.warmup_steps, peak, cfg.warmup_steps - 1), after], [cfg.warmup_steps])
+
+
+def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam's moments, decoupled weight decay, learning rate: AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm is not None else optax.identity(),
+        keep_moments_in(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), jnp.dtype(cfg.moment_dtype)),
+        optax.add_decayed_weights(cfg.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(cfg, steps)),
+    )
+
+
+def keep_moments_in(adam: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
+    """`scale_by_adam` that computes in float32 and stores both moments in `dtype`.
+
+    bfloat16 has 8 bits: with b2 = 0.999 a second moment changes by less than half of its last bit, and rounding to nearest would
+    freeze it. So the moments are rounded up or down at random, right on average; the draw depends on the step and the parameter alone.
+    """
+    if dtype == jnp.float32:
+        return adam
+
+    def store(state, key):
+        leaves, tree = jax.tree.flatten((state.mu, state.nu))
+        mu, nu = jax.tree.unflatten(tree, [round_stochastically(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)])
+        return state._replace(mu=mu, nu=nu)
+
+    def init(params):
+        state = adam.init(params)
+        return state._replace(mu=optax.tree.cast(state.mu, dtype), nu=optax.tree.cast(state.nu, dtype))
+
+    def update(grads, state, params=None):
+        wide = state._replace(mu=optax.tree.cast(state.mu, jnp.float32), nu=optax.tree.cast(state.nu, jnp.float32))
+        updates, wide = adam.update(grads, wide, params)
+        return updates, store(wide, jax.random.fold_in(jax.random.key(0), wide.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def round_stochastically(x: Float[Array, "*s"], key: Key[Array, ""]) -> Float[Array, "*s"]:
+    """float32 -> one of the two neighbouring bfloat16 values, each as likely as it is near."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    # bfloat16 is the upper half of a float32: what the random number carries over rounds up, the rest is cut.
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)

@@ -1,0 +1,243 @@
+"""What one training step computes: the rectified-flow loss of a batch, its gradients, the new state.
+
+Weights come in two kinds. Trained ones are float32, flat dicts of parameters in `TrainState`; frozen ones are modules, an argument of
+their own that the optimizer never sees. Everything random is a function of (seed, step) and can be given instead.
+
+Source: paper section 3.4 and 4.1; diffusers `train_controlnet_flux.py` for what a ControlNet's step consists of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key
+
+from infu_jax import flow, latents, sampler
+from infu_jax.checkpoint import param_shapes, with_params
+from infu_jax.models.autoencoder import sample_latents
+from infu_jax.optimizer import learning_rate, make_optimizer
+from infu_jax.sharding import RULES, batch_axes, batch_sharding, param_shardings
+from infu_jax.train_config import ObjectiveConfig, TrainConfig
+
+# Model -> parameter path -> array: what is trained, and what has its shape (gradients, moments, averages).
+Params = Mapping[str, Mapping[str, Any]]
+Models = Mapping[str, nnx.Module]
+Batch = Mapping[str, jax.Array]  # see `data_pipeline.loader.Loader`
+
+TRAINED = {"infusenet": ("infusenet", "resampler"), "base": ("flux",)}
+TIME_BINS = 10
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None
+
+
+class Draws(NamedTuple):
+    """What is drawn for each picture of a batch."""
+
+    t: Float[Array, " B"]  # time in (0, 1), 1 is noise
+    noise: Float[Array, "B h w z"]
+    latent_noise: Float[Array, "B h w z"]  # for sampling the target's latents from their moments
+    control_noise: Float[Array, "B h w z"]  # the same for the control image
+
+
+class Metrics(NamedTuple):
+    """Of one step. bin_loss and bin_count are sums over the pictures whose time falls into each tenth of [0, 1]."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    param_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    bin_loss: Float[Array, " bins"]
+    bin_count: Float[Array, " bins"]
+    each: Float[Array, " B"]  # loss of each picture
+
+
+class Encoded(NamedTuple):
+    """A batch after the frozen encoders."""
+
+    x0: Float[Array, "B h w z"]  # latents of the target
+    control: Float[Array, "B h w z"] | None
+    text: sampler.Text
+    id_embedding: Float[Array, "B E"] | None  # zero where the identity was dropped
+
+
+# The objective ------------------------------------------------------------------------------------
+
+
+def draw(key: Key[Array, ""], shape: tuple[int, ...], cfg: ObjectiveConfig, schedule: flow.ScheduleConfig) -> Draws:
+    """Times and noises for latents of `shape` (B, h, w, z)."""
+    keys = jax.random.split(key, 4)
+    t = flow.logit_normal_times(keys[0], shape[0], cfg.time_mean, cfg.time_std)
+    if cfg.shift_times:
+        t = flow.shift_times(t, (shape[1] // latents.PATCH) * (shape[2] // latents.PATCH), schedule)
+    return Draws(t, *(jax.random.normal(k, shape) for k in keys[1:]))
+
+
+def encode(models: Models, batch: Batch, draws: Draws, dtype) -> Encoded:
+    """What the transformers are given, from a batch's features or, where it has none, from its pictures and token ids."""
+    vae = models["autoencoder"]
+
+    def sample(name: str, pixels: str, noise):
+        if f"{name}_mean" in batch:
+            mean, logvar = batch[f"{name}_mean"], batch[f"{name}_logvar"]
+        else:
+            mean, logvar = vae.moments(batch[pixels].astype(dtype) / 127.5 - 1)
+        return sample_latents(vae.cfg, mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
+
+    txt = batch["txt"].astype(dtype) if "txt" in batch else models["t5"](batch["t5_ids"], dtype=dtype)
+    y = batch["y"].astype(dtype) if "y" in batch else models["clip"](batch["clip_ids"], dtype=dtype)[1]
+    x0, text = sample("latent", "pixels", draws.latent_noise), sampler.Text(txt, y)
+    if "infusenet" not in models:
+        return Encoded(x0, None, text, None)
+    if "id_embedding" in batch:
+        id_embedding = batch["id_embedding"].astype(jnp.float32)
+    else:
+        id_embedding = models["arcface"](2 * (batch["id_crop"].astype(jnp.float32) / 255) - 1)  # as `face.arcface_input`
+    id_embedding = jnp.where(batch["id_keep"][:, None], id_embedding, 0.0)
+    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding)
+
+
+def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype) -> Float[Array, " B"]:
+    """Mean squared error of the velocity, of each picture, in float32."""
+    h, w = given.x0.shape[1:3]
+    z, velocity = flow.interpolate(latents.pack(given.x0), latents.pack(draws.noise), draws.t)
+    predicted, _ = sampler.velocity(
+        models["flux"], models.get("infusenet"), z, draws.t, conditions(models, given, h, w, cfg, cfg.objective.guidance, dtype), dtype, remat=cfg.remat
+    )
+    return jnp.square(predicted - velocity).mean((1, 2))
+
+
+def conditions(models: Models, given: Encoded, h: int, w: int, cfg: TrainConfig, guidance: float, dtype) -> sampler.Conditions:
+    """What the velocity depends on besides latents (of h x w cells) and time."""
+    who = None
+    if "infusenet" in models:
+        id_tokens = models["resampler"](given.id_embedding[:, None].astype(dtype))
+        control = latents.pack(given.control.astype(dtype))
+        who = sampler.identity(models["infusenet"].cfg, id_tokens, control, h, w, guidance=cfg.objective.infusenet_guidance, scale=1.0)
+    return sampler.conditions(models["flux"].cfg, given.text, h, w, guidance=guidance, identity=who)
+
+
+# The step -----------------------------------------------------------------------------------------
+
+
+def abstract_state(cfg: TrainConfig, trained: Models, mesh: Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings; `trained` are modules, whose arrays may be abstract."""
+    replicated = NamedSharding(mesh, P())
+    params = {}
+    for model, module in trained.items():
+        shapes = {name: s.shape for name, s in param_shapes(module).items()}
+        shardings = param_shardings(mesh, RULES[model], shapes)
+        params[model] = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[name]) for name, shape in shapes.items()}
+    tx = make_optimizer(cfg.optimizer, cfg.steps)
+    opt_state = optax.tree_map_params(
+        tx,
+        lambda moment, p: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=p.sharding),
+        jax.eval_shape(tx.init, params),
+        params,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    )
+    ema = params if cfg.optimizer.ema_decay is not None else None
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state, ema)
+
+
+def init_state(cfg: TrainConfig, params: Params, abstract: TrainState) -> TrainState:
+    """The state before the first step. `params` are handed over: do not use them afterwards."""
+    shardings = jax.tree.map(lambda s: s.sharding, abstract)
+
+    @partial(jax.jit, out_shardings=shardings, donate_argnums=0)
+    def make(params):
+        ema = jax.tree.map(jnp.copy, params) if abstract.ema is not None else None
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(cfg.optimizer, cfg.steps).init(params), ema)
+
+    return make(params)
+
+
+def make_step(
+    cfg: TrainConfig, trained: Models, abstract: TrainState, mesh: Mesh, schedule: flow.ScheduleConfig, dtype
+) -> Callable[[TrainState, Models, Batch, Draws | None], tuple[TrainState, Metrics]]:
+    """The jitted step (state, frozen modules, batch, draws or None) -> (state, metrics); the old state is consumed.
+
+    It must run under `jax.set_mesh(mesh)`. Another shape of the batch, i.e. another bucket, compiles another program.
+    """
+    tx, rate = make_optimizer(cfg.optimizer, cfg.steps), learning_rate(cfg.optimizer, cfg.steps)
+    shardings = jax.tree.map(lambda s: s.sharding, abstract)
+    replicated = NamedSharding(mesh, P())
+
+    def loss(params: Params, frozen: Models, batch: Batch, draws: Draws):
+        models = {**frozen, **{name: with_params(trained[name], params[name]) for name in params}}
+        each = losses(models, encode(models, batch, draws, dtype), draws, cfg, dtype)
+        return each.mean(), each
+
+    def gradients(params: Params, frozen: Models, batch: Batch, draws: Draws):
+        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, draws)
+        # Without this the compiler may sum whole gradients on every device.
+        return jax.lax.with_sharding_constraint(grads, shardings.params), each
+
+    def accumulated(params: Params, frozen: Models, batch: Batch, draws: Draws):
+        def body(total, part):
+            grads, each = gradients(params, frozen, *part)
+            return jax.tree.map(lambda a, g: a + g / cfg.accumulate, total, grads), each
+
+        zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings.params)
+        grads, each = jax.lax.scan(body, zeros, jax.tree.map(lambda x: _parts(x, cfg.accumulate), (batch, draws)))
+        return grads, each.T.reshape(-1)
+
+    def step(state: TrainState, frozen: Models, batch: Batch, draws: Draws | None) -> tuple[TrainState, Metrics]:
+        if draws is None:
+            key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
+            draws = draw(key, latent_shape(frozen, batch), cfg.objective, schedule)
+            draws = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, len(x)))), draws)
+        grads, each = (gradients if cfg.accumulate == 1 else accumulated)(state.params, frozen, batch, draws)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else _average(state.ema, params, state.step, cfg.optimizer.ema_decay)
+        bins = jax.nn.one_hot(jnp.clip((draws.t * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1), TIME_BINS)
+        metrics = Metrics(
+            loss=each.mean(),
+            grad_norm=optax.global_norm(grads),
+            param_norm=optax.global_norm(params),
+            learning_rate=jnp.asarray(rate(state.step), jnp.float32),
+            bin_loss=each @ bins,
+            bin_count=bins.sum(0),
+            each=each,
+        )
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    metric_shardings = Metrics(*(replicated,) * 6, each=batch_sharding(mesh, cfg.batch_size))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metric_shardings))
+
+
+def latent_shape(frozen: Models, batch: Batch) -> tuple[int, ...]:
+    """(B, h, w, z) of a batch's latents."""
+    if "latent_mean" in batch:
+        return batch["latent_mean"].shape
+    cfg = frozen["autoencoder"].cfg
+    b, height, width, _ = batch["pixels"].shape
+    return b, height // cfg.downscale, width // cfg.downscale, cfg.z_channels
+
+
+def _parts(x: jax.Array, n: int) -> jax.Array:
+    """(B, ...) -> (n, B / n, ...). Part i is rows i, i + n, ...: so every device keeps the rows that it has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = x.reshape(len(x) // n, n, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(parts, P(None, batch_axes(mesh, len(x) // n)))
+
+
+def _average(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
+    """Exponential moving average, with a shorter memory at first so that the initial weights fade."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
