@@ -29,7 +29,8 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 UNCHECKED = {"infu_jax.tokenizers", "infu_jax.convert.torch_pickle"}  # they call small functions a million times; a check takes 20 us
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.glob("infu_jax/**/*.py") if path.stem != "__init__"}
+FILES = [path for package in ("infu_jax", "data_pipeline") for path in ROOT.glob(f"{package}/**/*.py") if path.stem != "__init__"]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
 jaxtyping.install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 
 
