@@ -238,7 +238,7 @@ class Features:
 
 def _open_rows(folder: epath.Path) -> np.ndarray:
     path = folder / "rows.npy"
-    if "://" not in str(path):
+    if _is_local(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)
     with path.open("rb") as file:  # a bucket cannot be mapped
         return np.load(io.BytesIO(file.read()), allow_pickle=False)
@@ -274,10 +274,10 @@ def begin(folder: epath.Path, plan: Plan, rows: np.ndarray) -> None:
     _write(path, lambda file: file.write(plan.to_json().encode()))
 
 
-def is_done(folder: epath.Path, plan: Plan, group: Group, number: int) -> bool:
-    """Whether a part is there, of the right size."""
-    path, rows = part_path(folder, group, number), len(group.part(number))
-    return path.exists() and path.stat().length == len(_header(plan, group, rows)) + rows * plan.row_bytes(group)
+def finished(folder: epath.Path, plan: Plan) -> set[tuple[str, int]]:
+    """Group and number of the parts that are there. One listing a group, since asking for each file takes hours in a bucket."""
+    names = {group.name: {path.name for path in (folder / group.name).iterdir()} if (folder / group.name).exists() else set() for group in plan.groups}
+    return {(group.name, number) for group, number in plan.parts() if part_path(folder, group, number).name in names[group.name]}
 
 
 def write_part(folder: epath.Path, plan: Plan, group: Group, number: int, values: np.ndarray) -> None:
@@ -301,7 +301,7 @@ def write_part(folder: epath.Path, plan: Plan, group: Group, number: int, values
 
 def seal(folder: epath.Path, plan: Plan) -> int:
     """Mark the feature as complete if it is; returns how many parts are missing (other processes may be at them)."""
-    missing = sum(not is_done(folder, plan, group, number) for group, number in plan.parts())
+    missing = sum(group.parts for group in plan.groups) - len(finished(folder, plan))
     if not missing and not (folder / COMPLETE).exists():
         for litter in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):  # of runs that were killed
             litter.unlink(missing_ok=True)
@@ -322,7 +322,14 @@ def _write(path: epath.Path, write: Callable[[IO[bytes]], Any]) -> None:
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         write(file)
+        if _is_local(path):
+            file.flush()
+            os.fsync(file.fileno())  # or else a power failure could leave a name without its contents
     partial.replace(path)
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
 
 
 def _brief(value: Any) -> str:

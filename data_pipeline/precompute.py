@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ from infu_jax.train_config import DataConfig, Feature
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 DEFAULTS = DataConfig()
 CLIP_LENGTH = 77  # as in infu_jax.pipeline
+ENCODERS: Mapping[Feature, str] = {"latents": "autoencoder", "control": "autoencoder", "t5": "t5", "clip": "clip", "arcface": "arcface"}
 PART_ROWS = 4096  # of small rows: bounds the work that is lost when a run is killed
 
 
@@ -115,10 +117,11 @@ def main() -> None:
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     if args.base == Args.base:
         print("using the embedded tiny stack; give --base for the released models", file=sys.stderr)
-    for feature in args.features:
+    for name in dict.fromkeys(ENCODERS[feature] for feature in args.features):
+        wanted = [feature for feature in args.features if ENCODERS[feature] == name]  # latents and control share a model and its programs
         try:
-            encoder = load_encoder(feature, args, mesh, dtype)
-            for split, found in indices.items():
+            encoder = load_encoder(name, args, mesh, dtype)
+            for feature, (split, found) in itertools.product(wanted, indices.items()):
                 if args.replace:
                     _remove(features.folder_of(args.dataset, feature, split))
                 compute(feature, args, split, found, encoder)
@@ -126,7 +129,7 @@ def main() -> None:
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise
             advice = "try a smaller --batch, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"
-            raise InputError(f"{feature}: the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
+            raise InputError(f"{' and '.join(wanted)}: the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
 
 
 def _check_options(args: Args) -> None:
@@ -174,7 +177,7 @@ class Encoder:
     tokenizer: Any
     encode: Callable[[Any, Any], Any]
     mesh: Any
-    dtype: Any
+    dtype: str
     fingerprint: str
 
     def __call__(self, inputs: np.ndarray):
@@ -193,29 +196,43 @@ class Encoder:
         return jax.eval_shape(self.encode, self.model, jax.ShapeDtypeStruct((1, *inputs), dtype)).shape[1:]
 
 
-def load_encoder(feature: Feature, args: Args, mesh, dtype) -> Encoder:
-    """What computes a feature, on the devices of `mesh`."""
+def load_encoder(name: str, args: Args, mesh, dtype) -> Encoder:
+    """One of the models in ENCODERS, on the devices of `mesh`. It computes what the training step does without features."""
     import jax
     import jax.numpy as jnp
 
-    from infu_jax import checkpoint, face
+    from infu_jax import checkpoint
     from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 
-    def moments(autoencoder, pixels):
-        return jnp.stack(autoencoder.moments((pixels.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)), axis=1).astype(jnp.float32)
+    path, tokenizer = args.base, None
+    match name:
+        case "autoencoder":
+            path = args.autoencoder or args.base
 
-    name, path, tokenizer, encode = {
-        "latents": ("autoencoder", args.autoencoder or args.base, None, moments),
-        "control": ("autoencoder", args.autoencoder or args.base, None, moments),
-        "t5": ("t5", args.base, load_t5_tokenizer, lambda t5, ids: t5(ids, dtype=dtype).astype(jnp.float32)),
-        "clip": ("clip", args.base, load_clip_tokenizer, lambda clip, ids: clip(ids, dtype=dtype)[1].astype(jnp.float32)),
-        "arcface": ("arcface", args.arcface or args.infu, None, lambda arcface, crops: arcface(face.arcface_input(crops))),
-    }[feature]
-    folder = {"t5": "tokenizer_2", "clip": "tokenizer"}.get(feature)
-    tokenizer = tokenizer and tokenizer(args.base / folder)
-    computed_in = jnp.dtype(jnp.float32 if feature == "arcface" else dtype)
-    model = checkpoint.load_model(path, name, mesh=mesh, dtype=computed_in)
-    return Encoder(model, tokenizer, jax.jit(encode), mesh, computed_in, features.model_fingerprint(model))
+            def encode(autoencoder, pixels):
+                return jnp.stack(autoencoder.moments((pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)), axis=1)
+
+        case "t5":
+            tokenizer = load_t5_tokenizer(args.base / "tokenizer_2")
+
+            def encode(t5, ids):
+                return t5(ids, dtype=dtype)
+
+        case "clip":
+            tokenizer = load_clip_tokenizer(args.base / "tokenizer")
+
+            def encode(clip, ids):
+                return clip(ids, dtype=dtype)[1]
+
+        case "arcface":
+            path, dtype = args.arcface or args.infu, jnp.float32
+
+            def encode(arcface, crops):
+                return arcface(2 * (crops.astype(jnp.float32) / 255) - 1)  # as face.arcface_input
+
+    model = checkpoint.load_model(path, name, mesh=mesh, dtype=dtype)
+    program = jax.jit(lambda model, inputs: encode(model, inputs).astype(jnp.float32))
+    return Encoder(model, tokenizer, program, mesh, jnp.dtype(dtype).name, features.model_fingerprint(model))
 
 
 # What the rows of a feature are -------------------------------------------------------------------
@@ -329,7 +346,8 @@ def compute(feature: Feature, args: Args, split: str, index, encoder: Encoder) -
     folder = features.folder_of(args.dataset, feature, split)
     features.begin(folder, plan, work.rows)
     mine = [part for n, part in enumerate(plan.parts()) if n % args.process_count == args.process_index]
-    todo = [(group, number) for group, number in mine if not features.is_done(folder, plan, group, number)]
+    there = features.finished(folder, plan)
+    todo = [(group, number) for group, number in mine if (group.name, number) not in there]
     count = sum(len(group.part(number)) for group, number in todo)
     began = time.perf_counter()
     with tqdm(total=count, desc=f"{feature} {split}", unit=f" {work.unit}", disable=None, leave=False, smoothing=0.05) as bar:
@@ -338,9 +356,9 @@ def compute(feature: Feature, args: Args, split: str, index, encoder: Encoder) -
     missing = features.seal(folder, plan)
     seconds = time.perf_counter() - began
     rate = f"{count} {work.unit} in {seconds:.1f} s, {count / seconds:.1f} a second" if count else "nothing to compute"
-    there = f"; {len(mine) - len(todo)} of {len(mine)} parts were there" if len(todo) < len(mine) else ""
+    before = f"; {len(mine) - len(todo)} of {len(mine)} parts were there" if len(todo) < len(mine) else ""
     left = f"; {missing} parts are left to other processes" if missing else ""
-    print(f"{feature} {split}: {rate}{there}{left}", flush=True)
+    print(f"{feature} {split}: {rate}{before}{left}", flush=True)
 
 
 def _plan(feature: Feature, args: Args, split: str, index, encoder: Encoder, work: Work) -> features.Plan:
@@ -354,7 +372,7 @@ def _plan(feature: Feature, args: Args, split: str, index, encoder: Encoder, wor
         groups.append(features.Group(name, rows, shape, 2 ** int(math.log2(min(max(1, fits), PART_ROWS)))))
     return features.Plan(
         feature=feature, split=split, dataset=index.fingerprint, records=index.records, model=encoder.fingerprint,
-        settings=features.settings_of(feature, cfg(args)), dtype=store, computed_in=encoder.dtype.name, groups=tuple(groups),
+        settings=features.settings_of(feature, cfg(args)), dtype=store, computed_in=encoder.dtype, groups=tuple(groups),
     )  # fmt: skip
 
 

@@ -78,3 +78,39 @@ def dataset(pictures, tmp_path_factory) -> Path:
             [shard], numbers, np.array([r.target_size for r in made]), np.zeros(len(made), int), np.array([len(r.captions) for r in made])
         )
     return spms.assemble(work / "assembled", splits).rename(work / "people")
+
+
+@pytest.fixture(scope="session")
+def pairs_dataset(tmp_path_factory) -> Path:
+    """A dataset with all that records may have: no caption to three, two sources, synthetic pictures, inline identities, scores.
+
+    Three people with 5, 4 and 3 pictures in train, one with 2 in validation, sides of 96 to 240. Captions look like markup.
+    """
+    from data_pipeline import spms
+    from data_pipeline.records import Caption, Record, encode
+    from infu_jax.face import YuNetDetector, largest_face
+
+    def photo(person: int, number: int, size: tuple[int, int]):
+        data = cv2.imencode(".png", portrait(person, number, size)[..., ::-1])[1].tobytes()
+        found = largest_face(detector, portrait(person, number, size))
+        return data, size[::-1], found.keypoints, found.box
+
+    work, detector, splits = tmp_path_factory.mktemp("pairs"), YuNetDetector(), {}
+    for split, people in (("train", {0: 5, 1: 4, 2: 3}), ("validation", {3: 2})):
+        made = []
+        for person, pictures in people.items():
+            for number in range(pictures):
+                captions = tuple(Caption(f'<script>alert({person})</script> & "{number}" {n}', ("user", "model")[n % 2]) for n in range((person + number) % 4))
+                inline = photo(person, 50 + number, (128, 128)) if number == 1 else ()
+                target = photo(person, number, ((160, 160), (144, 216), (240, 152))[number % 3])
+                scores = {"detector": 0.9, "sharpness": 10.0 * number}
+                made.append(Record(f"{person}-{number}", f"person{person}", *target, *inline, captions=captions, synthetic=number == 2, scores=scores))
+        shards = [spms.write_shard(work / f"{split}{n}", map(encode, part)) for n, part in enumerate((made[: len(made) // 2], made[len(made) // 2 :]))]
+        splits[split] = spms.Split(
+            shards,
+            np.unique([record.person for record in made], return_inverse=True)[1],
+            np.array([record.target_size for record in made]),
+            np.array([record.synthetic + 2 * bool(record.identity) for record in made]),
+            np.array([len(record.captions) for record in made]),
+        )
+    return spms.assemble(work / "assembled", splits).rename(work / "people")
