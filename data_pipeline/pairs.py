@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt32
+from jaxtyping import Bool, Int64, UInt8, UInt32
 
 from data_pipeline.buckets import CHUNK, Bucket, buckets, nearest
 from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, Index, open_index, read_index
@@ -33,6 +33,8 @@ class Rows:
     """The record that shows the person's face."""
     inline: Bool[np.ndarray, "b"]
     """Whether that is the identity photo inside the record rather than the record's target."""
+    captions: UInt8[np.ndarray, "b"]
+    """How many each target has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +122,15 @@ class Plan:
         """Targets of people who have more than max_per_person: record, its rank among the person's targets, how many these are."""
         most = self.cfg.max_per_person
         if most is None:
-            return np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.int64)
+            return np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.uint32)
         parts = []
         for index, start in zip(self.indexes, self.starts):
             mine = self._targets[start : start + index.records]
             counts = np.bincount(index.persons[mine], minlength=index.people)
             listed = index.order[(mine & (counts > most)[index.persons])[index.order]]  # by person
             counts = counts[counts > most]
-            ranks = np.arange(len(listed)) - np.repeat(np.cumsum(counts) - counts, counts)
+            counts = counts.astype(np.uint32)
+            ranks = np.arange(len(listed), dtype=np.uint32) - np.repeat(np.cumsum(counts, dtype=np.uint32) - counts, counts)
             parts.append((listed + np.uint32(start), ranks, np.repeat(counts, counts)))
         return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
@@ -150,7 +153,8 @@ class Plan:
     def _turn(self, epoch: int) -> np.ndarray:
         """The records among the rotating ones that are targets in an epoch."""
         records, ranks, counts = self._rotating
-        return records[(ranks - epoch * self.cfg.max_per_person) % counts < self.cfg.max_per_person] if len(records) else records
+        most = self.cfg.max_per_person or 0
+        return records[(ranks + (counts - np.uint32(epoch * most) % counts)) % counts < most] if len(records) else records
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         """Whole batches of an epoch; they differ between epochs only with `max_per_person`. Raises InputError when there are none."""
@@ -217,7 +221,8 @@ class Plan:
         batch, bucket = self._batch(epoch, at)
         targets = epoch.targets[batch * self.batch_size : (batch + 1) * self.batch_size][first:last].astype(np.int64)
         identities, inline = zip(*(self._identity(int(record), number) for record in targets))
-        return Rows(number, bucket, targets, np.array(identities, np.int64), np.array(inline, bool))
+        captions = [self.indexes[dataset].captions[place] for dataset, place in map(self.place, targets)]
+        return Rows(number, bucket, targets, np.array(identities, np.int64), np.array(inline, bool), np.array(captions, np.uint8))
 
     def _identity(self, record: int, epoch: int) -> tuple[int, bool]:
         if self.cfg.pairing == "spss":
@@ -230,10 +235,17 @@ class Plan:
         others = others[self._candidates(index.flags[others]) & (others != number)]
         return int(self.starts[dataset] + others[draw(self.seed, "identity", epoch, record).integers(len(others))]), False
 
-    def place(self, record: int) -> tuple[int, int]:
+    def place(self, record: int | np.integer) -> tuple[int, int]:
         """The dataset of a record and its number there."""
         dataset = int(np.searchsorted(self.starts, record, side="right")) - 1
-        return dataset, record - int(self.starts[dataset])
+        return dataset, int(record - self.starts[dataset])
+
+    @property
+    def full_buckets(self) -> tuple[Bucket, ...]:
+        """Those with targets for a batch."""
+        with self._lock:
+            counts = np.bincount(self._bucket_of, minlength=len(self.table))
+        return tuple(bucket for bucket, count in zip(self.table, counts) if count >= self.batch_size)
 
     # What a user should know ------------------------------------------------------------------------
 

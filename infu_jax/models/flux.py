@@ -53,7 +53,7 @@ class MMDiT(nnx.Module):
         vec = self.time_in(sinusoid(t).astype(dtype))
         if self.guidance_in is not None:
             vec = vec + self.guidance_in(sinusoid(guidance).astype(dtype))
-        return vec + self.vector_in(y.astype(dtype))
+        return constrain_batch(vec + self.vector_in(y.astype(dtype)))
 
 
 class Flux(MMDiT):
@@ -89,7 +89,7 @@ class Flux(MMDiT):
         """
         txt_tokens = txt.shape[1]
         vec = self.embed_vec(t, y, guidance, img.dtype)
-        img, txt = self.img_in(img), self.txt_in(txt.astype(img.dtype))
+        img, txt = constrain_batch(self.img_in(img)), constrain_batch(self.txt_in(txt.astype(img.dtype)))
 
         def double(block, carry, index):
             img, txt = block(*carry, vec, pe)
@@ -143,7 +143,7 @@ class Stream(nnx.Module):
 
     def modulate(self, vec):
         """Shift, scale, gate of the attention, then of the MLP: six of (B, 1, D)."""
-        return jnp.split(self.mod(nnx.silu(vec)), 6, axis=1)
+        return jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 6, axis=1)
 
     def project(self, x, shift, scale):
         """Queries, keys and values: three of (B, S, H, K)."""
@@ -170,7 +170,7 @@ class SingleStreamBlock(nnx.Module):
         self.mlp_out = Linear(cfg.mlp_size, size, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"], vec: Float[Array, "B D"], pe: RoPE) -> Float[Array, "B S D"]:
-        shift, scale, gate = jnp.split(self.mod(nnx.silu(vec)), 3, axis=1)
+        shift, scale, gate = jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 3, axis=1)
         h = (1 + scale) * self.norm(x) + shift
         q, k, v = jnp.unstack(self.qkv(h), axis=2)
         attn = attention(apply_rope(self.q_norm(q), pe), apply_rope(self.k_norm(k), pe), v)
@@ -186,7 +186,7 @@ class FinalLayer(nnx.Module):
         self.linear = Linear(cfg.hidden_size, cfg.out_channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], vec: Float[Array, "B D"]) -> Float[Array, "B L C"]:
-        shift, scale = jnp.split(self.mod(nnx.silu(vec)), 2, axis=1)
+        shift, scale = jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 2, axis=1)
         return self.linear((1 + scale) * self.norm(x) + shift)
 
 
@@ -197,7 +197,7 @@ class MLPEmbedder(nnx.Module):
         self.in_layer, self.out_layer = Linear(inputs, size, rngs=rngs), Linear(size, size, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B D"]:
-        return self.out_layer(nnx.silu(self.in_layer(x)))
+        return self.out_layer(constrain_batch(nnx.silu(constrain_batch(self.in_layer(x)))))
 
 
 EPS = 1e-6

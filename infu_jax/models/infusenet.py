@@ -52,8 +52,8 @@ class InfuseNet(MMDiT):
         """
         id_count = id_tokens.shape[1]
         vec = self.embed_vec(t, y, guidance, img.dtype)
-        x = self.img_in(img) + self.control_in(control.astype(img.dtype))
-        txt = self.txt_in(id_tokens.astype(img.dtype))
+        x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
+        txt = constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
         scale = jnp.asarray(scale, img.dtype)
 
         def double(pair, carry, _):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from infu_jax.config import ResamplerConfig
 from infu_jax.models.layers import LayerNorm, Linear, scan, stack
+from infu_jax.sharding import constrain_batch
 
 EPS = 1e-5
 
@@ -33,7 +34,7 @@ class Resampler(nnx.Module):
         x = self.proj_in(id_embedding)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype), (x.shape[0], *self.latents.shape[1:]))
         latents, _ = scan(lambda block, latents, _: (block(x, latents), None), self.blocks, latents)
-        return self.norm_out(self.proj_out(latents))
+        return self.norm_out(constrain_batch(self.proj_out(latents)))
 
 
 class Block(nnx.Module):
