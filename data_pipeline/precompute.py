@@ -78,7 +78,7 @@ class Args:
     """Of weights and computation; ArcFace is float32 always. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     store: Literal["auto", "float16", "float32"] = "auto"
     """How features are kept. auto: latents, control and t5 in float16, clip and arcface, which are small, in float32."""
-    part_mib: float = 256
+    part_mib: float = 256.0
     """Largest size of a file. What is lost when a run is killed is one part for each feature and process."""
     threads: int = 0
     """Threads that read and decode ahead; 0 is twice the number of cores, at most 32."""
