@@ -248,7 +248,8 @@ def align(image: UInt8[np.ndarray, "h w 3"], keypoints: Float[np.ndarray, "5 2"]
     if size <= 0 or size % 112:
         raise FaceError(f"ArcFace crop of {size} pixels; expected a multiple of 112")
     matrix = _similarity(_check_keypoints(keypoints), ARCFACE_POINTS * (size / 112))
-    return _import_cv2().warpAffine(np.ascontiguousarray(image[..., ::-1]), matrix, (size, size), borderValue=0.0)
+    crop = _import_cv2().warpAffine(np.ascontiguousarray(image), matrix, (size, size), borderValue=0.0)
+    return np.ascontiguousarray(crop[..., ::-1])  # the crop is smaller than the picture
 
 
 def _similarity(source: Float32[np.ndarray, "n 2"], target: Float32[np.ndarray, "n 2"]) -> Float[np.ndarray, "2 3"]:
@@ -325,15 +326,14 @@ def draw_keypoints(height: int, width: int, keypoints: Float[np.ndarray, "5 2"])
     _check_size(height, width)
     cv2 = _import_cv2()
     points = _check_keypoints(keypoints)
-    limbs = np.zeros((height, width, 3), np.uint8)
+    drawn = np.zeros((height, width, 3), np.uint8)
     for start, end in LIMBS:
         (x0, y0), (x1, y1) = points[start], points[end]
         centre = int(np.mean(points[[start, end], 0])), int(np.mean(points[[start, end], 1]))
         length = ((x0 - x1) ** 2 + (y0 - y1) ** 2) ** 0.5
         angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
         polygon = cv2.ellipse2Poly(centre, (int(length / 2), 4), int(angle), 0, 360, 1)
-        cv2.fillConvexPoly(limbs, polygon, COLOURS[start])
-    drawn = (limbs * 0.6).astype(np.uint8)
+        cv2.fillConvexPoly(drawn, polygon, [int(value * 0.6) for value in COLOURS[start]])
     for (x, y), colour in zip(points, COLOURS, strict=True):
         cv2.circle(drawn, (int(x), int(y)), 10, colour, -1)
     return drawn
