@@ -1,6 +1,7 @@
 """Models in and out of storage: PyTorch files streamed into sharded arrays, and our own Orbax folders.
 
-A converted model is a folder with `config.json` (which model, which sizes) and `weights/` (Orbax).
+A converted model is a folder with `config.json` (which model, which sizes) and `weights/` (Orbax). The models that a run trained
+are read from its checkpoints in the same way.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from infu_jax import config as configs
+from infu_jax import runs
 from infu_jax.convert import rules, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
@@ -30,7 +32,7 @@ from infu_jax.models import MODELS
 from infu_jax.sharding import RULES, make_mesh, param_shardings
 
 FORMAT = "infu_jax"
-CONVERTED = "infu_jax (Orbax)"  # the name of our own layout
+CONVERTED, RUN = "infu_jax (Orbax)", "infu_jax training run (Orbax)"  # the names of our own layouts
 
 
 @functools.cache
@@ -45,29 +47,41 @@ def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in params_of(module).items()}
 
 
-def open_model(path: str | os.PathLike, model: str | None = None) -> source.Source:
-    """Open a checkpoint of either kind, PyTorch's or ours; its tensors have shapes and dtypes, but are not read.
+def open_model(path: str | os.PathLike, model: str | None = None, *, ema: bool = True) -> source.Source:
+    """Open a checkpoint of any kind, PyTorch's or ours; its tensors have shapes and dtypes, but are not read.
 
-    path: the model's file or folder; with `model` given, also a release folder that has it in its usual place.
+    path: the model's file or folder; with `model` given, also a release folder that has it in its usual place, a training run (its
+        newest checkpoint) or one checkpoint of a run.
     model: a name of `infu_jax.models.MODELS`; anything else there is an error.
+    ema: of a run, take the average of the weights where it keeps one.
     """
+    path = Path(path)
     if model is not None:
         _check_model(model)
+        if runs.is_run(path):
+            saved = runs.find_model(path, model, ema=ema)
+            return _open_orbax(saved.weights, model, _parse_config(model, saved.config, saved.weights), RUN)
         path = source.find(path, model)
-    path = Path(path)
     if not is_converted(path):
         return source.open_source(path, model)
     name, cfg = _read_config(path)
     if model not in (None, name):
         raise ConversionError(f"{path} is a checkpoint of {name}; {model} is needed here")
+    return _open_orbax(path, name, cfg, CONVERTED)
+
+
+def _open_orbax(path: Path, name: str, cfg: Any, layout: str) -> source.Source:
+    weights = _weights(path, layout)
     with ocp.StandardCheckpointer() as reader:
-        found = reader.metadata(_weights(path)).item_metadata
+        found = reader.metadata(weights).item_metadata
     if found is None:
-        raise ConversionError(f"{_weights(path)} is missing or damaged; convert the original files again")
+        raise ConversionError(
+            f"{weights} is missing or damaged; {'use another checkpoint of the run' if layout == RUN else 'convert the original files again'}"
+        )
     # Arrays of one element each, stretched: only Orbax reads the real ones.
     tensors = {k: np.broadcast_to(np.zeros((), v.dtype), v.shape) for k, v in found.tree.items()}
     ours = {k: v for k, v in param_shapes(_build(name, cfg, path)).items() if v.size}
-    layout = Layout(name, CONVERTED, (), lambda _: [rule for name in ours for rule in rules.same(name, name)])
+    layout = Layout(name, layout, (), lambda _: [rule for name in ours for rule in rules.same(name, name)])
     return source.Source(path, layout, cfg, tensors)
 
 
@@ -84,23 +98,32 @@ def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
     return module
 
 
-def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None) -> nnx.Module:
-    """Load one model from a PyTorch file or folder, or from our own folder, straight into its sharding.
+def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None, ema: bool = True) -> nnx.Module:
+    """Load one model from a PyTorch file or folder, from our own folder, or from a training run, straight into its sharding.
 
     Args:
-        path: the model's file or folder, or a release folder that has it in its usual place.
+        path: the model's file or folder, or a release folder that has it in its usual place, or a run.
         model: a name of `infu_jax.models.MODELS`.
         mesh: where the parameters go; by default one device.
         dtype: of the floating-point parameters; by default as stored.
+        ema: of a run, take the average of the weights where it keeps one.
     Raises:
         ConversionError: what is there is not this model, whole and of the stated sizes.
     """
-    found = open_model(path, model)
+    found = open_model(path, model, ema=ema)
     module = check(found)
     shardings = _shardings(model, module, mesh or make_mesh(devices=jax.devices()[:1]))
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
-    arrays = _read_orbax(found.path, targets) if found.layout.name == CONVERTED else _read_torch(found, plan, targets)
+    if found.layout.name == CONVERTED:
+        arrays = _read_orbax(_weights(found.path, CONVERTED), targets)
+    elif found.layout.name == RUN:
+        stored = {k: jax.ShapeDtypeStruct(v.shape, found.tensors[k].dtype if k in found.tensors else v.dtype, sharding=v.sharding) for k, v in targets.items()}
+        arrays = _read_orbax(found.path, stored)
+        runs.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
+        arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
+    else:
+        arrays = _read_torch(found, plan, targets)
     return with_params(module, arrays)
 
 
@@ -149,12 +172,16 @@ def _read_config(folder: Path) -> tuple[str, Any]:
     name, values = stored.get("model"), stored.get("config")
     if name not in MODELS or not isinstance(values, dict):
         raise ConversionError(f"{folder / 'config.json'} says model {name!r}; expected one of {', '.join(MODELS)} and its config")
+    return name, _parse_config(name, values, folder)
+
+
+def _parse_config(name: str, values: Mapping[str, Any], place: Path) -> Any:
     try:
         cfg = configs.from_json(MODELS[name][0], values)
     except (TypeError, ValueError, ArithmeticError) as e:
-        raise ConversionError(f"{folder}: its configuration makes no sense: {e}") from None
-    source.check_values(cfg, folder)
-    return name, cfg
+        raise ConversionError(f"{place}: its configuration makes no sense: {e}") from None
+    source.check_values(cfg, place)
+    return cfg
 
 
 def _build(model: str, cfg, path: Path) -> nnx.Module:
@@ -188,19 +215,19 @@ def _read_torch(found: source.Source, plan: rules.Plan, targets: Mapping[str, ja
     return arrays
 
 
-def _read_orbax(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _read_orbax(weights: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     with ocp.StandardCheckpointer() as reader:
         try:
-            arrays = reader.restore(_weights(folder), {k: v for k, v in targets.items() if v.size})
+            arrays = reader.restore(weights, {k: v for k, v in targets.items() if v.size})
         except jax.errors.JaxRuntimeError:
             raise  # such as a device without enough memory
         except Exception as e:  # Orbax raises this very class where data are missing or unreadable
-            raise ConversionError(f"{_weights(folder)} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
     return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
 
 
-def _weights(folder: Path) -> Path:
-    return (folder / "weights").absolute()
+def _weights(folder: Path, layout: str) -> Path:
+    return (folder / "weights" if layout == CONVERTED else folder).absolute()
 
 
 def _check_model(model: str) -> None:

@@ -14,11 +14,13 @@ from tests.conftest import ROOT
 LAYERS = (
     ("sample", "convert_weights", "train", "benchmarks"),
     ("infu_jax.assets",),
-    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.training", "infu_jax.evaluation"),
+    ("infu_jax.validation",),
+    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.training", "infu_jax.initial", "infu_jax.evaluation"),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.pictures", "infu_jax.cli"),
+    ("infu_jax.runs", "infu_jax.optimizer", "infu_jax.metrics", "infu_jax.flops", "infu_jax.distributed"),
     ("infu_jax.config", "infu_jax.train_config"),
     ("infu_jax.errors",),
 )

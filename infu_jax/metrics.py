@@ -1,0 +1,86 @@
+"""What a run says about itself: scalars and pictures for TensorBoard, the same scalars as JSON lines, and how fast it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+LOG_FILE, CHARTS = "log.jsonl", "tensorboard"
+
+
+class RunLog:
+    """RUN/log.jsonl (one JSON object a line, with `step`) and RUN/tensorboard.
+
+    start: the step that the run goes on from. What was written of later steps, before the run was cut off, is dropped.
+    """
+
+    def __init__(self, run: Path, start: int):
+        self.path = run / LOG_FILE
+        if self.path.exists():
+            _keep_until(self.path, start)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._charts = SummaryWriter(str(run / CHARTS), purge_step=start + 1, write_to_disk=True)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values that are not finite are JSON's null."""
+        self._file.write(json.dumps({"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._charts.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """(h, w, 3) uint8 RGB."""
+        self._charts.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._charts.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that is not whole."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the process died while it wrote this line
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+class Pace:
+    """Pictures per second, and how much of the time went where, since the last question."""
+
+    def __init__(self, pictures_a_step: int, peak_flops: float | None):
+        self._pictures, self._peak = pictures_a_step, peak_flops
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since, self._waited, self._steps, self._flops = time.perf_counter(), 0.0, 0, 0.0
+
+    def step(self, waited: float, flops: float) -> None:
+        """Count a step that waited so many seconds for data and computed so many FLOPs over all devices."""
+        self._waited, self._steps, self._flops = self._waited + waited, self._steps + 1, self._flops + flops
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that was not spent on training, such as a validation."""
+        self._since += seconds
+
+    def report(self) -> dict[str, float]:
+        """seconds_per_step, pictures_per_second, data_wait (share of the time), and mfu (share of the devices' peak) where that is known."""
+        seconds, steps = time.perf_counter() - self._since, max(self._steps, 1)
+        told = {"seconds_per_step": seconds / steps, "pictures_per_second": self._steps * self._pictures / seconds, "data_wait": self._waited / seconds}
+        if self._peak is not None:
+            told["mfu"] = self._flops / seconds / self._peak
+        self._reset()
+        return told
