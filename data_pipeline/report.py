@@ -1,0 +1,117 @@
+"""What became of every row: rejected.jsonl, report.json, two contact sheets, and a table for the terminal."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from data_pipeline.filters import REASONS, Rejected
+from data_pipeline.manifest import Source, inside
+from data_pipeline.records import PictureError, Record, read_picture
+from infu_jax.pictures import contact_sheet, thumbnail
+
+CELL = 160
+SHOWN = 8  # rejected pictures for each reason
+KEPT_SHOWN = 48
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What report.json says and `table` prints."""
+
+    rows: int
+    rejected: Mapping[str, int]
+    splits: Mapping[str, Mapping[str, int]]
+    """For each split: records, people, shards, bytes, records without a caption, synthetic ones, ones with an identity photo of their own."""
+
+
+def write_rejected(path: Path, lines: Iterable[dict[str, Any]], bar: Any) -> tuple[Counter[str], dict[str, list[dict[str, Any]]]]:
+    """Writes a line for each rejected row; returns counts for each reason, and its first rows."""
+    counts: Counter[str] = Counter()
+    first: dict[str, list[dict[str, Any]]] = {}
+    with path.open("w") as file:
+        for line in lines:
+            bar.update()
+            if "reason" not in line:
+                continue
+            counts[line["reason"]] += 1
+            if len(examples := first.setdefault(line["reason"], [])) < SHOWN:
+                examples.append(line)
+            file.write(json.dumps({name: line[name] for name in ("row", "reason", "detail", "given")}) + "\n")
+    return counts, first
+
+
+def write_report(path: Path, totals: Totals, settings: Mapping[str, Any]) -> None:
+    """report.json: the same for the same source and settings, so it holds no times and no paths of the machine."""
+    said = {"rows": totals.rows, "splits": totals.splits, "rejected": _sorted(totals.rejected), "settings": settings}
+    path.write_text(json.dumps(said, indent=2) + "\n")
+
+
+def write_kept_sheet(path: Path, records: Iterator[Record]) -> None:
+    """Some kept pictures with the face and its points drawn in."""
+    cells = []
+    for record in records:
+        image = read_picture(record.target, record.key)
+        small = thumbnail(image, CELL)
+        scale = small.shape[1] / image.shape[1]
+        drawn = Image.fromarray(small)
+        draw = ImageDraw.Draw(drawn)
+        draw.rectangle([float(v) * scale for v in record.target_face], outline=(255, 255, 255))
+        for x, y in record.target_keypoints * scale:
+            draw.ellipse([float(x) - 2, float(y) - 2, float(x) + 2, float(y) + 2], fill=(255, 60, 60))
+        cells.append((np.asarray(drawn), f"{record.person} {image.shape[1]}x{image.shape[0]}"))
+    _save(path, [("some of the pictures that are kept", cells)])
+
+
+def write_rejected_sheet(path: Path, source: Source, counts: Mapping[str, int], first: Mapping[str, list[dict[str, Any]]], max_pixels: int) -> None:
+    """The first pictures of each reason; grey where one cannot be shown."""
+    rows = []
+    for reason, count in _sorted(counts).items():
+        cells = [(_show(source, line["given"], max_pixels), f"{line['row']}: {line['detail']}") for line in first[reason]]
+        rows.append((f"{reason} ({count}): {REASONS[reason]}", cells))
+    _save(path, rows or [("nothing was rejected", [(_grey(), "")])])
+
+
+def _show(source: Source, given: str | dict[str, Any], max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        values = json.loads(given) if source.kind == "jsonl" else {"image": given} if isinstance(given, str) else given
+        name = values["image"]
+        path = inside(source.root, name)
+        if path.stat().st_size > 2**27:
+            return _grey()
+        return thumbnail(read_picture(path.read_bytes(), name, max_pixels=max_pixels), CELL)
+    except (Rejected, PictureError, OSError, ValueError, RecursionError, KeyError, TypeError):  # which is why it was rejected, and was said
+        return _grey()
+
+
+def _grey() -> UInt8[np.ndarray, "h w 3"]:
+    return np.full((CELL // 2, CELL, 3), 200, np.uint8)
+
+
+def _save(path: Path, rows: list) -> None:
+    Image.fromarray(contact_sheet(rows, cell=CELL)).save(path, "JPEG", quality=85)
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in REASONS if counts.get(reason)}
+
+
+def table(totals: Totals) -> str:
+    """Several lines for the terminal."""
+    lines = [f"{'':20}{'records':>10}{'people':>10}{'shards':>8}{'MiB':>10}"]
+    for split, said in totals.splits.items():
+        lines.append(f"{split:20}{said['records']:>10,}{said['people']:>10,}{said['shards']:>8,}{said['bytes'] / 2**20:>10,.1f}")
+    rejected = sum(totals.rejected.values())
+    lines.append(f"{'rejected':20}{rejected:>10,}  of {totals.rows:,} rows" + (", for these reasons:" if rejected else ""))
+    for reason, count in _sorted(totals.rejected).items():
+        lines.append(f"  {reason:18}{count:>10,}  {REASONS[reason]}")
+    bare = sum(said["without_caption"] for said in totals.splits.values())
+    if bare:
+        lines.append(f"{bare:,} records have no caption")
+    return "\n".join(lines)
