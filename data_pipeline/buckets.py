@@ -18,13 +18,14 @@ def buckets(resolution: int, step: int = 64, max_aspect: float = 2.0) -> tuple[B
     """The buckets of a resolution class, from the widest to the tallest.
 
     As NovelAI has them: for every width that is a multiple of `step` the largest such height whose area is no more than
-    resolution * resolution, then the same for every height; of these, all whose sides differ by no more than `max_aspect`.
+    resolution * resolution, then the same for every height; of these, all whose sides differ by no more than `max_aspect`, and the square.
 
     Raises InputError when no side fits.
     """
     if step < 1 or resolution < step or max_aspect < 1:
         raise InputError(f"no buckets: resolution {resolution}, step {step}, max_aspect {max_aspect}; expected resolution >= step >= 1 and max_aspect >= 1")
-    found = set()
+    square = resolution // step * step
+    found = {(square, square)}
     for side in range(step, int(resolution * max_aspect) + 1, step):
         other = resolution**2 // side // step * step
         if other and max(side, other) <= max_aspect * min(side, other):

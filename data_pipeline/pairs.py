@@ -51,7 +51,7 @@ class Epoch:
 
 def draw(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """The generator of one purpose, e.g. of one record in one epoch. Nothing is shared, so the order of calls is of no matter."""
-    return np.random.default_rng((seed, *purpose.encode(), *numbers))
+    return np.random.default_rng((seed, *purpose.encode(), *numbers, 1))  # NumPy does not tell (5,) from (5, 0)
 
 
 class Plan:
