@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import html
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,6 +134,8 @@ class Found:
     scores: Mapping[str, np.ndarray]
     features: Sequence[Sequence[str]]
     """Rows of: feature, split, settings, stored as, size of a row."""
+    rejected: Mapping[str, int]
+    """Rows that the build left out, for each reason; empty where there is no report."""
     pairs: Sequence[Pair]
 
 
@@ -181,6 +184,7 @@ def look(args: Args) -> Found:
         sources=dict(sources.most_common()),
         scores={name: np.array(values) for name, values in sorted(scores.items())},
         features=_features(folder, indexes),
+        rejected=_rejected(folder),
         pairs=[_pair(source, plan.rows(step)) for step in range(min(args.pairs, targets))],
     )
 
@@ -217,6 +221,16 @@ def _features(folder: epath.Path, splits: Iterable[str]) -> list[tuple[str, ...]
     return rows
 
 
+def _rejected(folder: epath.Path) -> dict[str, int]:
+    path = folder / "report" / "report.json"
+    if not path.exists():
+        return {}
+    try:
+        return {str(reason): int(count) for reason, count in json.loads(path.read_text())["rejected"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"{path} is not the report of a build ({e!r}); move it away") from None
+
+
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -229,10 +243,10 @@ def _pair(source, rows) -> Pair:
     giver = record if identity == number else source[identity]
     if inline:
         photo, points, box = transforms.decode(giver.identity, giver.identity_size), giver.identity_keypoints, giver.identity_face
-        shown_by = "the identity photo in the record"
+        shown_by = "a photo in the record"
     else:
         photo, points, box = transforms.decode(giver.target, giver.target_size), giver.target_keypoints, giver.target_face
-        shown_by = "the same picture" if identity == number else f"another picture, {giver.key}"
+        shown_by = "the same picture" if identity == number else f"picture {giver.key}"
     target = transforms.decode(record.target, record.target_size)
     how = transforms.fit(record.target_size, rows.bucket, record.target_keypoints, record.target_face)
     fitted, _ = transforms.fitted(record.target, record.target_size, rows.bucket, record.target_keypoints, record.target_face)
@@ -294,7 +308,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 18px 5px 0; text-align: right; border-bottom: 1px solid var(--line) }
 th { color: var(--soft); font-weight: 500 }
 th:first-child, td:first-child { text-align: left }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 16px; align-items: start }
+.charts { columns: 3 320px; column-gap: 16px }
+.charts .card { break-inside: avoid; margin-bottom: 16px }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 4px 10px; align-items: center; font-size: 13px }
 .bars span { font-variant-numeric: tabular-nums }
@@ -330,6 +345,12 @@ def page(found: Found) -> str:
     if found.features:
         head = ("feature", "split", "settings", "stored as", "a row", "rows")
         features = ["<h2>Features computed ahead</h2>", _table(head, (map(_text, row) for row in found.features))]
+    rejected = []
+    if found.rejected:
+        from data_pipeline.filters import REASONS
+
+        reasons = ([_text(reason), f"{count:,}", _text(REASONS.get(reason, ""))] for reason, count in found.rejected.items())
+        rejected = ["<h2>Left out by the build</h2>", _table(("reason", "rows", "what it means"), reasons), "<p>The folder report has all of them.</p>"]
     return "\n".join(
         [
             "<!doctype html>",
@@ -345,6 +366,7 @@ def page(found: Found) -> str:
             f'<div class="charts">{"".join(charts)}</div>',
             f"<p>{scanned}</p>",
             *features,
+            *rejected,
             f"<h2>{len(found.pairs):,} of {found.targets:,} pairs ({_text(found.pairing)})</h2>",
             '<div class="pairs">',
             *(_card(pair) for pair in found.pairs),
@@ -361,7 +383,7 @@ def _card(pair: Pair) -> str:
     facts += [f"{_text(name)}: {_text(record.provenance[name])}" for name in ("path", "licence", "license", "url") if record.provenance.get(name)]
     pictures = (
         (pair.identity, f"identity: {pair.shown_by}"),
-        (pair.target, "target, with what its bucket keeps"),
+        (pair.target, "target and what is kept"),
         (pair.fitted, f"as trained, {width} x {height}"),
         (pair.control, "control image"),
     )
