@@ -33,7 +33,7 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grain
 import numpy as np
@@ -87,9 +87,9 @@ def _open_features(cfg: DataConfig, plan: Plan) -> dict[Feature, tuple[stored.Fe
     if cfg.features == "auto":
         have = [set(stored.available(path, cfg.split)) for path in cfg.paths]
         wanted = [feature for feature in stored.FEATURES if all(feature in names for names in have)]
-        for feature in sorted(set.union(*have) - set(wanted)):
-            lacking = [str(path) for path, names in zip(cfg.paths, have) if feature not in names]
-            warnings.warn(f"feature {feature} is not used: it has not been computed for {', '.join(lacking)}", stacklevel=3)
+        if partly := [feature for feature in stored.FEATURES if feature in set.union(*have) - set(wanted)]:
+            lacking = [str(path) for path, names in zip(cfg.paths, have) if not names.issuperset(partly)]
+            warnings.warn(f"features {', '.join(partly)} are not used: {', '.join(lacking)} lacks some or all of them", stacklevel=3)
     else:
         wanted = [feature for feature in stored.FEATURES if feature in cfg.features]
     return {
@@ -258,7 +258,7 @@ class Loader:
         for iterator in list(self._iterators):
             iterator.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_: object) -> None:

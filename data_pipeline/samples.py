@@ -6,7 +6,7 @@ Steps are picklable (worker processes get copies) and called by many threads at 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Sample:
     """The target at full size, if it was decoded so."""
 
 
+@runtime_checkable
 class Step(Protocol):
     def arrays(self, bucket: Bucket) -> Arrays:
         """What it fills in a batch of a bucket."""
