@@ -1,5 +1,6 @@
 """Features computed ahead are those that training would compute, whatever happened on the way."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline import buckets, features, index, precompute, records, transforms
-from infu_jax import checkpoint, face
+from data_pipeline import buckets, features, index, loader, precompute, records, transforms
+from infu_jax import checkpoint, face, training
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig
@@ -101,6 +102,33 @@ def test_agrees_with_the_training_step(everything, tiny, split):
         for ours, theirs in both:
             assert ours.dtype == np.float32
             assert_close(ours, np.asarray(theirs), 1e-5)
+
+
+def test_training_sees_no_difference(everything, tiny):
+    """The loader's batches with features and without, after the encoders of the training step: empty prompts and black control images too."""
+    base, infu = tiny
+    cfg = dataclasses.replace(CFG, paths=(everything,), pairing="spms", prompt_dropout=0.3, id_dropout=0.3, caption_weights={"user": 2.0})
+    models = {name: checkpoint.load_model(infu if name == "arcface" else base, name) for name in ("autoencoder", "t5", "clip", "arcface")}
+    models["infusenet"] = None  # encode asks whether there is one
+    tokenizers = dict(t5_tokenizer=load_t5_tokenizer(base / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(base / "tokenizer"))
+    encode = jax.jit(lambda batch, draws: training.encode(models, batch, draws, jnp.float32))
+    kept, empty = set(), 0
+    with (
+        loader.open_loader(cfg, batch_size=1, seed=3) as ahead,
+        loader.open_loader(dataclasses.replace(cfg, features=()), batch_size=1, seed=3, **tokenizers) as live,
+    ):
+        assert ahead.features == features.FEATURES and live.features == () and ahead.steps_per_epoch() == 12
+        for step in range(18):
+            given, computed = ahead.dataset[step], live.dataset[step]
+            assert set(given) & set(computed) == {"id_keep", "record", "epoch"} and given["record"] == computed["record"]
+            shape = given["latent_mean"].shape
+            noise = jax.random.normal(jax.random.key(step), (3, *shape))
+            draws = training.Draws(jnp.zeros(1), *noise)
+            for a, b in zip(jax.tree.leaves(encode(given, draws)), jax.tree.leaves(encode(computed, draws)), strict=True):
+                assert_close(np.asarray(a), np.asarray(b), 1e-5) if np.any(b) else np.testing.assert_array_equal(a, b)
+            kept.add((bool(computed["id_keep"][0]), bool(computed["control"].any())))
+            empty += computed["t5_ids"][0, 0] == tokenizers["t5_tokenizer"].encode([""], 1)[0, 0]
+    assert len(kept) == 4 and 0 < empty < 18, "all kinds of dropout occur"
 
 
 def test_differing_inputs_give_differing_rows(everything):
