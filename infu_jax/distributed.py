@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -51,6 +52,7 @@ class StopRequest:
 
     def __init__(self):
         self._asked = False
+        # Given back to whom they belonged at the end.
         names = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
         self._before = {name: signal.signal(name, self._ask) for name in names}
 
@@ -65,7 +67,9 @@ class StopRequest:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
-    def close(self) -> None:
-        """Give signals back to whom they belonged."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
         for name, handler in self._before.items():
             signal.signal(name, handler)

@@ -8,40 +8,59 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-LOG_FILE, CHARTS = "log.jsonl", "tensorboard"
+from infu_jax.pictures import save_png
+
+LOG_FILE, CHARTS, PICTURES = "log.jsonl", "tensorboard", "pictures"
 
 
 class RunLog:
-    """RUN/log.jsonl (one JSON object a line, with `step`) and RUN/tensorboard.
+    """RUN/log.jsonl (one JSON object a line, with `step`), RUN/tensorboard and RUN/pictures.
 
     start: the step that the run goes on from. What was written of later steps, before the run was cut off, is dropped.
+    writes: False on all processes but one; their calls do nothing.
     """
 
-    def __init__(self, run: Path, start: int):
-        self.path = run / LOG_FILE
-        if self.path.exists():
-            _keep_until(self.path, start)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._charts = SummaryWriter(str(run / CHARTS), purge_step=start + 1, write_to_disk=True)
+    def __init__(self, run: Path, start: int, *, writes: bool = True):
+        self._run, self._writes = run, writes
+        if not writes:
+            return
+        path = run / LOG_FILE
+        if path.exists():
+            _keep_until(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._charts = SummaryWriter(str(run / CHARTS), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values that are not finite are JSON's null."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._charts.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """(h, w, 3) uint8 RGB."""
+        """(h, w, 3) uint8 RGB, also as RUN/pictures/<name>_<step>.png."""
+        if not self._writes:
+            return
         self._charts.add_image(name, image, step, dataformats="HWC")
+        path = self._run / PICTURES / f"{name}_{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():  # it does where the run was cut off after it and comes by again
+            save_png(path, image, {"synthetic": True, "run": str(self._run), "step": step})
 
-    def close(self) -> None:
-        self._file.close()
-        self._charts.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._writes:
+            self._file.close()
+            self._charts.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

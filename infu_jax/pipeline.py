@@ -113,7 +113,7 @@ class InfUPipeline:
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
-        schedule = _read_schedule(base, shapes["flux"].cfg, transformer is not None)
+        schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
         models = {}
         for name, path in places.items():
@@ -318,7 +318,7 @@ def _move(model, memory_kind: str):
     return jax.tree.map(lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind)), model)
 
 
-def _read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> flow.ScheduleConfig:
+def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> flow.ScheduleConfig:
     """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
     path = base / "scheduler" / "scheduler_config.json"
     if other_transformer or not path.exists():

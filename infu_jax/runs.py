@@ -152,13 +152,25 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, items: Mapping[str, Arrays], meta: Mapping[str, Any]) -> None:
-        """Begin to save; the arrays may be overwritten as soon as this returns. Raises CheckpointError where the save before this one failed."""
-        self.wait()
+        """Begin to save; the arrays may be overwritten as soon as this returns.
+
+        Raises CheckpointError where saving failed: this time, or, as only the next call can tell, the time before.
+        """
+        before = None
+        try:
+            self.wait()
+        except CheckpointError as e:
+            before = e
         items = {name: {k: v for k, v in arrays.items() if v.size} for name, arrays in items.items()}  # Orbax refuses arrays without elements
         prints = {name: fingerprints(arrays) for name, arrays in items.items()}
         saved = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
         meta = {**meta, "step": step, "fingerprints": prints}
-        self._manager.save(step, args=ocp.args.Composite(**saved, meta=ocp.args.JsonSave(meta)), force=True)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**saved, meta=ocp.args.JsonSave(meta)), force=True)
+        except OSError as e:
+            raise self._failed(e) from e
+        if before is not None:
+            raise before
 
     def wait(self) -> None:
         """Wait until nothing is being saved. Raises CheckpointError where saving failed; the checkpoints before it are whole."""
@@ -167,11 +179,13 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise  # such as another process that is gone
         except Exception as e:  # Orbax passes on whatever its threads raised, for a full disk a ValueError
-            for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(rest, ignore_errors=True)  # what was written of it, which may be what fills the disk
-            last = f"the last whole one is of step {self.steps[-1]}" if self.steps else "there is none yet"
-            reason = " ".join(str(e).split())
-            raise CheckpointError(f"a checkpoint could not be written to {self.folder} ({reason[-200:]}); {last}") from e
+            raise self._failed(e) from e
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(rest, ignore_errors=True)  # what was written of it, which may be what fills the disk
+        last = f"the last whole one is of step {self.steps[-1]}" if self.steps else "there is none yet"
+        return CheckpointError(f"a checkpoint could not be written to {self.folder} ({' '.join(str(error).split())[-200:]}); {last}")
 
     def restore(self, abstract: Mapping[str, Arrays], check: Any) -> tuple[int, dict[str, dict[str, jax.Array]]] | None:
         """(step, items) of the newest whole checkpoint on the shardings of `abstract`; None where there is none.

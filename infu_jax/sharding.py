@@ -50,6 +50,21 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     return NamedSharding(mesh, P(batch_axes(mesh, batch)))
 
 
+def batch_part(mesh: Mesh, batch: int) -> tuple[int, int]:
+    """(index, count): of `count` equal parts of a batch, the one whose rows this process's devices need.
+
+    Processes that compute the same pictures together (along `tensor`) need the same part.
+    """
+    spans = [index[0].indices(batch)[:2] for index in batch_sharding(mesh, batch).addressable_devices_indices_map((batch,)).values()]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    return first // (last - first), batch // (last - first)
+
+
+def place_batch(mesh: Mesh, part: Mapping[str, np.ndarray], batch: int) -> dict[str, jax.Array]:
+    """This process's part of a batch (see `batch_part`) -> global arrays of `batch` rows."""
+    return {name: jax.make_array_from_process_local_data(batch_sharding(mesh, batch), x, (batch, *x.shape[1:])) for name, x in part.items()}
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keep activations split over the batch inside a jitted function; nothing outside `jax.set_mesh`.
 

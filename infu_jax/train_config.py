@@ -5,10 +5,12 @@ What the paper does not state is an assumption of this project and says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from infu_jax.config import MeshConfig, Remat, ResamplerConfig
 from infu_jax.errors import InputError
@@ -258,6 +260,33 @@ class TrainConfig:
         _check(self.models.base_from_scratch is False or self.trainable == "base", "models.base_from_scratch needs trainable base")
         first, last = self.profile_steps or (0, 0)
         _check(0 <= first <= last, f"profile_steps are {self.profile_steps}; two steps, the first not after the last, are needed")
+
+
+# Settings that may change when a run goes on: they decide where and how fast it runs, not what it computes.
+_FREE = (
+    "out", "accumulate", "remat", "mesh.*", "distributed.*", "checkpoint.*", "validation.*", "log_every_steps", "profile_steps", "accept_changes",
+    "compilation_cache", "models.init", "data.paths", "data.features", "data.workers", "data.threads", "data.prefetch",
+)  # fmt: skip
+
+
+def settings(cfg: TrainConfig) -> dict[str, Any]:
+    """All settings as plain JSON values, `{"optimizer.learning_rate": 2e-05, ...}`."""
+    return dict(_flat("", dataclasses.asdict(cfg)))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What would make a run with the settings `new` compute something else than it did with `old`, as `name old -> new`."""
+    free = [*_FREE, "steps"] if new["optimizer.decay"] == "constant" else _FREE
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name) and not any(fnmatch(name, pattern) for pattern in free)]
+    return [f"{name} {old.get(name)} -> {new.get(name)}" for name in names]
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else name, inner)
+    else:
+        yield prefix, str(value) if isinstance(value, Path) else [str(v) if isinstance(v, Path) else v for v in value] if isinstance(value, tuple) else value
 
 
 def _check(ok: bool, message: str) -> None:

@@ -8,22 +8,27 @@ Source: paper section 3.4 and 4.1; diffusers `train_controlnet_flux.py` for what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key
 
 from infu_jax import flow, latents, sampler
 from infu_jax.checkpoint import param_shapes, with_params
+from infu_jax.errors import InputError
 from infu_jax.models.autoencoder import sample_latents
 from infu_jax.optimizer import learning_rate, make_optimizer
+from infu_jax.runs import EMA
 from infu_jax.sharding import RULES, batch_axes, batch_sharding, param_shardings
 from infu_jax.train_config import ObjectiveConfig, TrainConfig
 
@@ -64,6 +69,10 @@ class Metrics(NamedTuple):
     bin_loss: Float[Array, " bins"]
     bin_count: Float[Array, " bins"]
     each: Float[Array, " B"]  # loss of each picture
+
+
+class NotFiniteError(InputError):
+    """The loss or a gradient is infinite or no number."""
 
 
 class Encoded(NamedTuple):
@@ -166,6 +175,24 @@ def init_state(cfg: TrainConfig, params: Params, abstract: TrainState) -> TrainS
     return make(params)
 
 
+def to_items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The state as `runs.Checkpoints` keeps it: arrays by name in one dict for each model, its average, and the optimizer."""
+    ema = {} if state.ema is None else {name + EMA: arrays for name, arrays in state.ema.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    return {**state.params, **ema, "optimizer": {"step": state.step, **{jax.tree_util.keystr(path): leaf for path, leaf in leaves}}}
+
+
+def from_items(items: Mapping[str, Mapping[str, Any]], abstract: TrainState) -> TrainState:
+    """The inverse of `to_items`."""
+    optimizer = dict(items["optimizer"])
+    return TrainState(
+        step=optimizer["step"],
+        params={name: items[name] for name in abstract.params},
+        opt_state=jax.tree_util.tree_map_with_path(lambda path, _: optimizer[jax.tree_util.keystr(path)], abstract.opt_state),
+        ema=None if abstract.ema is None else {name: items[name + EMA] for name in abstract.ema},
+    )
+
+
 def make_step(
     cfg: TrainConfig, trained: Models, abstract: TrainState, mesh: Mesh, schedule: flow.ScheduleConfig, dtype
 ) -> Callable[[TrainState, Models, Batch, Draws | None], tuple[TrainState, Metrics]]:
@@ -219,6 +246,27 @@ def make_step(
 
     metric_shardings = Metrics(*(replicated,) * 6, each=batch_sharding(mesh, cfg.batch_size))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metric_shardings))
+
+
+def check_finite(step: int, metrics: Metrics, records: Any, advice: str) -> None:
+    """Raise NotFiniteError where a step's loss or gradient is not a finite number. `records` are this process's rows of the batch."""
+    loss, norm = float(metrics.loss), float(metrics.grad_norm)
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    each = multihost_utils.process_allgather(metrics.each, tiled=True)
+    if jax.process_count() > 1:
+        records = multihost_utils.process_allgather(records, tiled=True)
+    bad = [int(record) for record, x in zip(records, each) if not math.isfinite(x)] if len(records) == len(each) else []
+    where = f"the loss of records {bad} is not finite" if bad else f"no single picture stands out; the batch's records are {[int(r) for r in records]}"
+    raise NotFiniteError(f"step {step}: loss {loss}, gradient norm {norm}: {where}. {advice}")
+
+
+def summary(seen: Sequence[Metrics]) -> dict[str, float]:
+    """Means of some steps' metrics; the loss by tenth of time too, `loss_t0.3-0.4`, where pictures fell into it."""
+    mean = {name: float(np.mean([getattr(m, name) for m in seen])) for name in ("loss", "grad_norm", "param_norm")}
+    sums, counts = sum(m.bin_loss for m in seen), sum(m.bin_count for m in seen)
+    bins = {f"loss_t{n / TIME_BINS:.1f}-{(n + 1) / TIME_BINS:.1f}": float(s / c) for n, (s, c) in enumerate(zip(sums, counts)) if c}
+    return {**mean, "learning_rate": float(seen[-1].learning_rate), **bins}
 
 
 def latent_shape(frozen: Models, batch: Batch) -> tuple[int, ...]:

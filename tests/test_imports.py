@@ -19,9 +19,10 @@ LAYERS = (
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
-    ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.pictures", "infu_jax.cli"),
-    ("infu_jax.runs", "infu_jax.optimizer", "infu_jax.metrics", "infu_jax.flops", "infu_jax.distributed"),
-    ("infu_jax.config", "infu_jax.train_config"),
+    ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
+    ("infu_jax.runs", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures"),
+    ("infu_jax.train_config",),
+    ("infu_jax.config",),
     ("infu_jax.errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

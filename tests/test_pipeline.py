@@ -312,15 +312,15 @@ def test_parts_that_do_not_fit(pipeline):
 def test_the_schedule_comes_from_the_folder(tmp_path, pipeline):
     assert pipeline.schedule == ScheduleConfig(shift=3.0)
     dev, schnell = (dataclasses.replace(pipeline.flux.cfg, guidance_embed=guidance) for guidance in (True, False))
-    assert module._read_schedule(tmp_path, dev, False) == ScheduleConfig()
-    assert module._read_schedule(tmp_path, schnell, False) == ScheduleConfig(dynamic=False)
+    assert module.read_schedule(tmp_path, dev, False) == ScheduleConfig()
+    assert module.read_schedule(tmp_path, schnell, False) == ScheduleConfig(dynamic=False)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.parent.mkdir()
     stored = dict(use_dynamic_shifting=True, base_shift=0.4, max_shift=1.0, base_image_seq_len=100, max_image_seq_len=1000, shift=2.0)
     file.write_text(json.dumps(stored))
-    assert module._read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
-    assert module._read_schedule(tmp_path, schnell, True) == ScheduleConfig(dynamic=False)  # another transformer than the folder's
+    assert module.read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
+    assert module.read_schedule(tmp_path, schnell, True) == ScheduleConfig(dynamic=False)  # another transformer than the folder's
     for text in ("{", '{"shift": 1.0}', "[]", "\xff"):
         file.write_text(text, encoding="latin-1")
         with pytest.raises(InputError, match="is not a FlowMatchEulerDiscreteScheduler config"):
-            module._read_schedule(tmp_path, dev, False)
+            module.read_schedule(tmp_path, dev, False)

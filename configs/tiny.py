@@ -1,0 +1,34 @@
+"""A whole training run on a laptop: InfuseNet of toy size on drawn people, over the embedded toy models.
+
+    python -m data_pipeline.people data/people --people 40 --pictures 4 --height 144 --width 112
+    python -m data_pipeline.build --source data/people/manifest.jsonl --out data/tiny
+    python train.py configs/tiny.py --data.paths data/tiny
+
+Hardware: two CPU cores. The embedded models are random, so this shows that training works, not how well the method does.
+"""
+
+from pathlib import Path
+
+from infu_jax.assets import ASSETS
+from infu_jax.config import ResamplerConfig
+from infu_jax.train_config import CheckpointConfig, DataConfig, ModelsConfig, OptimizerConfig, TrainConfig, ValidationConfig
+
+TINY = ASSETS / "tiny"
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        out=Path("runs/tiny"),
+        steps=200,
+        batch_size=8,
+        models=ModelsConfig(
+            base=TINY / "FLUX.1-tiny",
+            arcface=TINY / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth",
+            infusenet_blocks=(1, 2),
+            resampler=ResamplerConfig(dim=64, depth=2, heads=1),
+        ),
+        data=DataConfig(paths=(Path("data/tiny"),), resolution=128, bucket_step=16, t5_length=32, threads=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99),
+        checkpoint=CheckpointConfig(every_steps=50),
+        validation=ValidationConfig(every_steps=100, batches=1, pictures=4, sampling_steps=8),
+    )
