@@ -96,8 +96,8 @@ class Worker:
         if row.identity is not None:
             try:
                 identity, source = self._read(row.identity, row.identity_name, row.identity_keypoints)
-            except Rejected as error:
-                raise Rejected(error.reason, f"identity photo {row.identity_name}: {error}") from None
+            except (Rejected, PictureError) as error:
+                raise Rejected(error.reason, f"identity photo: {error}") from None
             provenance |= {"identity_path": row.identity_name} | {f"identity_{name}": value for name, value in source.items()}
             pictures |= _fields("identity", identity)
             scores = scores | {f"identity_{name}": value for name, value in identity.found.scores.items()}

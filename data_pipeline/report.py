@@ -16,8 +16,8 @@ from data_pipeline.manifest import Source, inside
 from data_pipeline.records import PictureError, Record, read_picture
 from infu_jax.pictures import contact_sheet, thumbnail
 
-CELL = 160
-SHOWN = 8  # rejected pictures for each reason
+CELL = 224
+SHOWN = 6  # rejected pictures for each reason
 KEPT_SHOWN = 48
 
 
@@ -84,7 +84,7 @@ def _show(source: Source, given: str | dict[str, Any], max_pixels: int) -> UInt8
         name = values["image"]
         path = inside(source.root, name)
         if path.stat().st_size > 2**27:
-            return _grey()
+            return _grey()  # it was not read before either
         return thumbnail(read_picture(path.read_bytes(), name, max_pixels=max_pixels), CELL)
     except (Rejected, PictureError, OSError, ValueError, RecursionError, KeyError, TypeError):  # which is why it was rejected, and was said
         return _grey()
