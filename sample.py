@@ -62,13 +62,16 @@ class Args:
     base: Path = ASSETS / "tiny" / "FLUX.1-tiny"
     """FLUX.1 folder in diffusers layout, or a folder that convert_weights.py to-jax made of it."""
     infu: Path = ASSETS / "tiny" / "InfiniteYou-tiny"
-    """InfiniteYou folder with InfuseNetModel and image_proj_model.bin, or a converted one."""
+    """InfiniteYou folder with InfuseNetModel and image_proj_model.bin, a converted one, or a training run (its newest checkpoint) or one of
+    its checkpoints; --base, --transformer, --autoencoder and --arcface are then the run's own by default."""
     arcface: OptionalPath = None
     """recognition_arcface_ir_se50.pth or its converted folder; by default looked for inside --infu."""
     transformer: OptionalPath = None
-    """Another transformer than --base has, e.g. flux1-schnell.safetensors."""
+    """Another transformer than --base has, e.g. flux1-schnell.safetensors, or a run that trained the base model."""
     autoencoder: OptionalPath = None
     """Another VAE than --base has, e.g. ae.safetensors."""
+    ema: bool = True
+    """Of a training run, take the average of the weights where it keeps one."""
     detector: Literal["yunet", "antelopev2"] = "yunet"
     """Face detector. yunet comes with the installation; antelopev2 is the release's and needs --detector-root."""
     detector_root: OptionalPath = None
@@ -91,6 +94,7 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, default=_defaults(sys.argv[1:]))
+    args = dataclasses.replace(args, infu=_pinned(args.infu), transformer=_pinned(args.transformer))
     # Everything that can be wrong is looked at before the models are loaded, the quickest first.
     jobs = _jobs(args)
     _check_options(args)
@@ -117,7 +121,7 @@ def main() -> None:
     with _memory_advice(), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
             args.base, args.infu, arcface=args.arcface, transformer=args.transformer, autoencoder=args.autoencoder, detector=detector,
-            mesh=mesh, dtype=dtype, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
+            mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
         id_embedding = pipeline.embed_face(photo)
     if args.embedded:
@@ -162,9 +166,11 @@ def _defaults(argv: list[str]) -> Args:
         raise InputError(f"{twice[0]} is given {given[twice[0]]} times; give it once, with all its values after it")
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
-    path = scan.parse_known_args(argv)[0].like
+    scan.add_argument("--infu", type=Path)
+    scanned = scan.parse_known_args(argv)[0]
+    path = scanned.like
     if path is None:
-        return Args()
+        return _of_run(Args(), scanned.infu)
     from infu_jax import pictures
 
     recipe = pictures.read_recipe(path)
@@ -178,6 +184,7 @@ def _defaults(argv: list[str]) -> Args:
             negative_prompt=recipe["negative_prompt"],
             keypoints=tuple(recipe["keypoints"]),
             sampling=from_json(SamplingConfig, recipe["sampling"]),
+            ema=recipe["ema"],
             detector=recipe["detector"],
             dtype=recipe["dtype"],
         )
@@ -190,6 +197,24 @@ def _defaults(argv: list[str]) -> Args:
     # Options that replace others, rather than add to them.
     replaced = {"prompts_file": "prompt", "keypoints": "control_image", "control_image": "keypoints"}
     return dataclasses.replace(stored, **{old: getattr(Args(), old) for new, old in replaced.items() if _flag(new) in given})
+
+
+def _of_run(args: Args, infu: Path | None) -> Args:
+    """The models that a training run was made with as defaults, if `infu` is one."""
+    from infu_jax import runs
+
+    if infu is None or not runs.is_run(infu):
+        return args
+    stored = runs.read_run(infu)["settings"]
+    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
+    return dataclasses.replace(args, **{name: Path(place) for name, place in found.items() if place is not None})
+
+
+def _pinned(path: Path | None) -> Path | None:
+    """A run's newest checkpoint in the place of the run, so that the picture's metadata say which one it was."""
+    from infu_jax import runs
+
+    return runs.newest(path) if path is not None and runs.is_run(path) and not runs.is_checkpoint(path) else path
 
 
 def _jobs(args: Args) -> list[tuple[str, int]]:
@@ -306,6 +331,7 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "negative_prompt": args.negative_prompt,
         "keypoints": args.keypoints,
         "sampling": dataclasses.asdict(args.sampling),
+        "ema": args.ema,
         "detector": args.detector,
         "dtype": dtype,
         "batch": args.batch,

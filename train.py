@@ -40,7 +40,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from infu_jax import config as configs
-    from infu_jax import distributed, flops, initial, runs, training
+    from infu_jax import distributed, flops, initial, run_state, runs, training
     from infu_jax.metrics import Pace, RunLog
     from infu_jax.pipeline import read_schedule
     from infu_jax.sharding import make_mesh, place_batch
@@ -60,7 +60,7 @@ def main() -> None:
     base = initial.base_config(cfg.models)
     schedule = read_schedule(cfg.models.base, base, cfg.models.transformer is not None)
 
-    checkpoints = runs.Checkpoints(cfg.out, cfg.checkpoint)
+    checkpoints = run_state.Checkpoints(cfg.out, cfg.checkpoint)
     abstract = training.abstract_state(cfg, trained, mesh)
     found = checkpoints.restore(training.to_items(abstract), lambda meta: check_same_run(cfg, loader.fingerprint, sizes, meta))
     names = initial.frozen_names(cfg, set(loader.features) & set((held_out or loader).features))
@@ -98,7 +98,7 @@ def main() -> None:
         """Begin a checkpoint; returns the step of the newest one that is there or begun."""
         try:
             checkpoints.save(step, training.to_items(state), {"settings": settings(cfg), "models": sizes, "data": loader.fingerprint})
-        except runs.CheckpointError as e:
+        except run_state.CheckpointError as e:
             if jax.process_count() > 1:
                 raise  # the other processes may not know of it
             warnings.warn(f"{e}; the run goes on, make room before the next one", stacklevel=2)
@@ -191,7 +191,10 @@ def check_same_run(cfg: TrainConfig, data: Mapping[str, Any], sizes: Mapping[str
 
     if meta["models"] != sizes:
         raise InputError(f"{cfg.out} has checkpoints of models of other sizes: {_differences(meta['models'], sizes)}; choose another --out")
-    found = changes(meta["settings"], json.loads(json.dumps(settings(cfg)))) + _differences(meta["data"], json.loads(json.dumps(data)))
+    content = ("order", "datasets", "records")  # the rest of the data's fingerprint is in the settings
+    found = changes(meta["settings"], json.loads(json.dumps(settings(cfg)))) + _differences(
+        *({name: part[name] for name in content} for part in (meta["data"], data))
+    )
     if found and not cfg.accept_changes:
         raise InputError(f"{cfg.out} has checkpoints of other settings: {'; '.join(found)}. Undo that, choose another --out, or say --accept-changes")
 

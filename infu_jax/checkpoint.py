@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from infu_jax import config as configs
-from infu_jax import runs
+from infu_jax import run_state, runs
 from infu_jax.convert import rules, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
@@ -120,7 +120,7 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
     elif found.layout.name == RUN:
         stored = {k: jax.ShapeDtypeStruct(v.shape, found.tensors[k].dtype if k in found.tensors else v.dtype, sharding=v.sharding) for k, v in targets.items()}
         arrays = _read_orbax(found.path, stored)
-        runs.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
+        run_state.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
         arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
     else:
         arrays = _read_torch(found, plan, targets)

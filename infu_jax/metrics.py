@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from infu_jax.pictures import save_png
 
@@ -33,7 +37,9 @@ class RunLog:
         if path.exists():
             _keep_until(path, start)
         self._file = path.open("a", encoding="utf-8")
-        self._charts = SummaryWriter(str(run / CHARTS), purge_step=start + 1)
+        self._charts = EventFileWriter(str(run / CHARTS))
+        # Viewers forget what came from here on.
+        self._charts.add_event(Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values that are not finite are JSON's null."""
@@ -41,18 +47,23 @@ class RunLog:
             return
         self._file.write(json.dumps({"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._charts.add_scalar(name, value, step)
+        self._chart(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """(h, w, 3) uint8 RGB, also as RUN/pictures/<name>_<step>.png."""
         if not self._writes:
             return
-        self._charts.add_image(name, image, step, dataformats="HWC")
+        height, width, _ = image.shape
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, format="PNG")
+        self._chart(step, [Summary.Value(tag=name, image=Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue()))])
         path = self._run / PICTURES / f"{name}_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         if not path.exists():  # it does where the run was cut off after it and comes by again
             save_png(path, image, {"synthetic": True, "run": str(self._run), "step": step})
+
+    def _chart(self, step: int, values: list[Summary.Value]) -> None:
+        self._charts.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def __enter__(self) -> Self:
         return self

@@ -91,6 +91,7 @@ class InfUPipeline:
         detector: face.Detector | None = None,
         mesh: Mesh | None = None,
         dtype: Any = jnp.float32,
+        ema: bool = True,
         offload: bool = False,
         progress: Callable[[str], None] = lambda name: None,
     ) -> InfUPipeline:
@@ -98,11 +99,12 @@ class InfUPipeline:
 
         Args:
             base: FLUX.1 folder (diffusers layout): transformer, VAE, text encoders, tokenizers, scheduler.
-            infu: InfiniteYou folder with `InfuseNetModel/` and `image_proj_model.bin`.
+            infu: InfiniteYou folder with `InfuseNetModel/` and `image_proj_model.bin`, or a training run or one of its checkpoints.
             arcface: `recognition_arcface_ir_se50.pth`; by default looked for inside `infu`.
             transformer, autoencoder: other files for these two, e.g. BFL's single files.
             detector: finds faces; YuNet by default, see `infu_jax.face.load_detector`.
             mesh: devices to spread over, by default one.
+            ema: of a training run, take the average of the weights where it keeps one.
             dtype: of weights and computation; ArcFace, norms, softmax, schedule and latents stay float32.
             progress: called with the name of each part before it is loaded.
         """
@@ -110,7 +112,7 @@ class InfUPipeline:
         base, infu = Path(base), Path(infu)
         places = dict(arcface=arcface or infu, resampler=infu, infusenet=infu, t5=base, clip=base, autoencoder=autoencoder or base, flux=transformer or base)
         # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
-        shapes = {name: checkpoint.check(checkpoint.open_model(path, name), mesh) for name, path in reversed(places.items())}
+        shapes = {name: checkpoint.check(checkpoint.open_model(path, name, ema=ema), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
         schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
@@ -118,7 +120,7 @@ class InfUPipeline:
         models = {}
         for name, path in places.items():
             progress(name)
-            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype)
+            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema)
             if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
                 models[name] = _move(models[name], "pinned_host")
         return cls(

@@ -73,7 +73,7 @@ class Validation:
         steps = self._cfg.validation.sampling_steps
         schedule = jax.tree.map(jnp.asarray, flow.schedule(steps, (h // latents.PATCH) * (w // latents.PATCH), self._schedule))
         made, target, id_embedding = (None if x is None else self._fetch(x) for x in self._paint(params, frozen, batch, self._keys, schedule, steps))
-        made, target = _bytes(made), _bytes(target)
+        made, target = _bytes(made), self._fetch(batch["pixels"]) if "pixels" in batch else _bytes(target)
         count = min(self._cfg.validation.pictures, len(made))
         likeness = [self._similarity(frozen, image, who) for image, who in zip(made[:count], id_embedding[:count])] if id_embedding is not None else []
         photos = self._fetch(batch["id_crop"])[..., ::-1] if "id_crop" in batch else [None] * count

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 # From the top down: a module may import from lower lines, and from its own package.
 LAYERS = (
-    ("sample", "convert_weights", "train", "benchmarks"),
+    ("sample", "convert_weights", "train", "configs", "benchmarks"),
     ("infu_jax.assets",),
     ("infu_jax.validation",),
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.training", "infu_jax.initial", "infu_jax.evaluation"),
@@ -20,9 +20,9 @@ LAYERS = (
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
-    ("infu_jax.runs", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures"),
+    ("infu_jax.run_state", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures"),
     ("infu_jax.train_config",),
-    ("infu_jax.config",),
+    ("infu_jax.config", "infu_jax.runs"),
     ("infu_jax.errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
