@@ -38,15 +38,15 @@ EXPRESSIONS = {
     "smiling": Face(smile=0.105, widen=0.055, squint=0.022, cheeks=0.055, lids=0.94, lips=0.92),
     "laughing": Face(smile=0.125, widen=0.085, open=0.19, teeth=1.0, squint=0.045, cheeks=0.085, lids=0.74, brow=0.02, lips=0.80),
     "surprised": Face(widen=-0.085, open=0.27, brow=0.125, lids=1.38, lips=0.9, smile=-0.02),
-    "sad": Face(smile=-0.085, widen=-0.01, brow=0.01, frown=-0.105, lids=0.80),
-    "angry": Face(smile=-0.055, widen=-0.015, brow=-0.035, frown=0.11, lids=0.82, squint=0.025, lips=0.74),
+    "sad": Face(smile=-0.070, widen=-0.01, brow=0.01, frown=-0.105, lids=0.80),
+    "angry": Face(smile=-0.042, widen=-0.015, brow=-0.035, frown=0.11, lids=0.82, squint=0.025, lips=0.74),
 }
 
 
 def mouth_corners(person: Person, face: Face) -> list[tuple[float, float]]:
     """On paper; the viewer's left first."""
-    width, lift = person.mouth_width + face.widen, person.mouth_rest * 0.5 + face.smile
-    return [(side * width, person.mouth - lift + face.open * 0.35) for side in (-1, 1)]
+    width, lift = person.mouth_width + face.widen, person.mouth_rest + face.smile
+    return [(side * width, person.mouth - lift + face.open * 0.22) for side in (-1, 1)]
 
 
 def paint_face(person: Person, picture: Picture, scale: float, rng: np.random.Generator) -> Sheet:
@@ -175,8 +175,8 @@ def _eye(sheet: Sheet, person: Person, face: Face, picture: Picture, side: int) 
     ball = np.exp(-0.5 * (((sheet.x - x) / (w * 0.85)) ** 2 + (sheet.y / 0.13) ** 2))
     white = np.array([0.70, 0.65, 0.64]) + np.array([0.25, 0.28, 0.29]) * ball[..., None]
     sheet.paint(white, opening)
-    look_x = x - 0.0022 * picture.yaw  # part of the way back to the viewer
-    look_y = -0.012 - 0.0016 * picture.pitch + (0.012 if face.frown < 0 else 0)
+    look_x = x - 0.0014 * picture.yaw  # part of the way back to the viewer
+    look_y = -0.012 - 0.0012 * picture.pitch + (0.012 if face.frown < 0 else 0)
     radius = np.hypot(sheet.x - np.float32(look_x), sheet.y - np.float32(look_y))
     big = 0.108
     angle = np.arctan2(sheet.y - np.float32(look_y), sheet.x - np.float32(look_x))
@@ -214,7 +214,7 @@ def _brow(sheet: Sheet, person: Person, face: Face, side: int, rng: np.random.Ge
     x, y = side * p.eye_x, p.brow_y - face.brow
     inner, arch, tilt = face.frown, p.brow_arch, p.brow_tilt
     mid = face.frown * 0.25
-    low = [(-0.255, 0.055 + inner + tilt), (-0.09, 0.015 + inner * 0.6), (0.10, -0.01 - arch + mid * 0.4), (0.31, 0.075 - tilt - face.frown * 0.25)]
+    low = [(-0.255, 0.030 + inner + tilt), (-0.09, 0.005 + inner * 0.6), (0.10, -0.01 - arch + mid * 0.4), (0.31, 0.075 - tilt - face.frown * 0.25)]
     weight = p.brow_weight * np.array([0.85, 1.05, 0.90, 0.12])
     high = [(a + (0.012 if i == 0 else 0), b - t) for i, ((a, b), t) in enumerate(zip(low, weight))]
     low, high = (spline(mirrored(points, side, x, y)) for points in (low, high))
@@ -226,7 +226,7 @@ def _brow(sheet: Sheet, person: Person, face: Face, side: int, rng: np.random.Ge
     colour = hair * (0.62 if grey else 0.72) if natural else np.array((0.20, 0.14, 0.12))
     colour = np.minimum(colour, np.array(p.skin) * 0.72)
     sheet.paint(colour, shape * fade, 0.72)
-    strokes, bright = [], []
+    strokes = []
     for u, t, length in zip(rng.random(46) ** 0.9, rng.random(46), rng.uniform(0.045, 0.085, 46)):
         k = min(int(u * (len(low) - 1)), len(low) - 1)
         root = low[k] * (1 - t) + high[k] * t

@@ -40,7 +40,7 @@ class Profile:
         self.middle, self.half = (p.crown + p.chin) / 2, (p.chin - p.crown) / 2
         gone = p.chin - 1.44  # a long chin moves the jaw down
         self._width = self._curve(
-            [(p.crown, 0.0), (p.crown + 0.10, 0.46), (p.crown + 0.36, 0.775 * p.temple), (-0.72, 0.965 * p.temple), (-0.30, 1.0 * p.temple), (0.06, p.cheek)]
+            [(p.crown, 0.0), (p.crown + 0.10, 0.50), (p.crown + 0.36, 0.83 * p.temple), (-0.72, 0.985 * p.temple), (-0.30, 1.0 * p.temple), (0.06, p.cheek)]
             + [(0.30, p.cheek * 0.985), (0.55 + gone / 2, (p.cheek + p.jaw * 1.12) / 2), (0.80 + gone, p.jaw * 1.06), (1.03 + gone, p.jaw * 0.86)]
             + [(1.21 + gone, (p.jaw * 0.80 + p.chin_width) / 2 * 0.98), (1.34 + gone, p.chin_width * 0.98), (1.41 + gone, p.chin_width * 0.62), (p.chin, 0.0)]
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 Colour = tuple[float, float, float]
 
-SKIN = np.array([(250, 216, 198), (241, 196, 168), (226, 172, 136), (196, 138, 100), (150, 98, 68), (102, 66, 48)], np.float64) / 255
+SKIN = np.array([(248, 218, 204), (238, 198, 176), (222, 176, 148), (190, 142, 112), (144, 102, 78), (100, 70, 56)], np.float64) / 255
 HAIR = {
     "black": (26, 22, 24),
     "dark brown": (58, 38, 28),
@@ -184,24 +184,24 @@ def person(number: int) -> Person:
 
     cheek = about(0.965, 0.04) if man else about(0.94, 0.04)
     narrow = about(1.0, 0.055)
-    chin = (about(1.50, 0.065) if man else about(1.42, 0.06)) * 1.0
-    nose = about(0.56, 0.045)
-    mouth = nose + (about(0.375, 0.035) if man else about(0.35, 0.03))
-    mouth = min(mouth, chin - 0.40)
-    wide_nose = about(0.155, 0.02) + 0.035 * melanin + (0.008 if man else -0.006)
+    chin = about(1.47, 0.06) if man else about(1.40, 0.055)
+    nose = about(0.488, 0.034)
+    mouth = nose + (about(0.362, 0.028) if man else about(0.350, 0.026))
+    mouth = min(mouth, chin - 0.44)
+    wide_nose = about(0.147, 0.018) + 0.035 * melanin + (0.008 if man else -0.006)
     full = about(0.0, 0.5) + 0.5 * melanin
     return Person(
         number=number, gender=gender, age=age, skin=_rgb(skin), lips=_rgb(lips), hair_style=hair_style, hair_colour=hair_colour, hair=_rgb(base),
         eye_colour=eye_colour, iris=_rgb(iris), beard=beard,
         cheek=cheek, temple=cheek * about(0.955, 0.03), jaw=cheek * narrow * (0.80 if man else 0.73), chin_width=about(0.30, 0.055) + (0.05 if man else -0.02),
-        chin=chin, crown=about(-1.48, 0.05), brow_ridge=about(0.05 if man else 0.015, 0.02), cheekbone=about(0.065, 0.025),
+        chin=chin, crown=about(-1.42, 0.045), brow_ridge=about(0.05 if man else 0.015, 0.02), cheekbone=about(0.065, 0.025),
         eye_x=about(0.435, 0.026), eye_width=about(0.215, 0.017), eye_open=about(0.098 if man else 0.115, 0.014), eye_slant=about(0.028, 0.03),
         lid=float(rng.beta(1.6, 1.6)), lashes=about(0.5, 0.12) if man else about(1.15, 0.3),
         brow_y=about(-0.285 if man else -0.315, 0.028), brow_weight=about(0.085 if man else 0.058, 0.016), brow_arch=about(0.02 if man else 0.05, 0.018),
-        brow_tilt=about(0.02, 0.03),
+        brow_tilt=about(0.0, 0.025),
         nose=nose, nose_width=wide_nose, nose_depth=about(0.27, 0.04), nose_bridge=about(0.075, 0.014), nose_up=about(0.0, 0.03),
-        mouth=mouth, mouth_width=about(0.345, 0.035) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
-        lower_lip=max(0.06, about(0.100, 0.015) + 0.028 * full), bow=about(0.24, 0.09), mouth_rest=about(0.02, 0.02), makeup=makeup,
+        mouth=mouth, mouth_width=about(0.355, 0.035) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
+        lower_lip=max(0.06, about(0.100, 0.015) + 0.028 * full), bow=about(0.24, 0.09), mouth_rest=about(0.04, 0.02), makeup=makeup,
         hairline=about(-0.98, 0.06), hair_volume=about(1.0, 0.2), hair_length=float(rng.uniform(0, 1)), parting=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.42)),
         wave=float(rng.uniform(0, 1)),
         ear=about(1.0, 0.1), neck=about(0.60 if man else 0.50, 0.04), shoulders=about(2.25 if man else 1.92, 0.12),

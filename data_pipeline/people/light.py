@@ -39,7 +39,7 @@ class Shading:
         tint = np.array(light.fill) * (1 - level) + np.array(light.key) * level
         stops = [0.0, 0.22, 0.50, 0.80, 1.0]
         # Shaded skin goes warm and saturated, for light that entered elsewhere leaves it there; bright skin goes pale.
-        skin = np.array([(0.30, 0.19, 0.18), (0.56, 0.42, 0.40), (0.84, 0.76, 0.73), (1.03, 1.01, 1.0), (1.15, 1.14, 1.13)])
+        skin = np.array([(0.31, 0.22, 0.215), (0.58, 0.47, 0.46), (0.86, 0.80, 0.78), (1.03, 1.01, 1.0), (1.15, 1.14, 1.13)])
         plain = np.array([(0.30,) * 3, (0.48,) * 3, (0.76,) * 3, (1.0,) * 3, (1.10,) * 3])
         self.skin, self.plain = (
             (np.stack([np.interp(level[:, 0], stops, tone[:, i]) for i in range(3)], axis=1) * tint * light.gain).astype(np.float32) for tone in (skin, plain)

@@ -19,6 +19,7 @@ from data_pipeline.people.surface import Sheet, View, rasterise, rotation, splin
 
 OVERSAMPLING = 2
 SHOT_SIZE = {"close-up": 0.235, "portrait": 0.185, "half-length": 0.138}  # pixels a head unit, of the shorter side
+LEVEL = 3.0  # degrees by which a head that looks straight ahead is raised
 SHOT_HEIGHT = {"close-up": 0.47, "portrait": 0.43, "half-length": 0.36}  # where the face's middle is
 
 
@@ -56,12 +57,12 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
         mane = hair.shell(person, wear.SCARF)
         _over(canvas, wear.draw_scarf(person, picture, mane, view, shading, canvas_size, back=True))
     elif style is not None:
-        mane = hair.shell(person, style, 0.10 if hatted else None)
+        mane = hair.shell(person, style, 0.065 if hatted else None)
         if style.bun and not hatted:
             spot = (0.0, person.crown - 0.10, -0.35) if person.hair_style == "bun" else (0.0, person.crown + 0.12, -0.80)
             size = style.bun * person.hair_volume
             _over(canvas, hair.draw_ball(person, spot, (size, size * 0.82, size), style, view, shading, canvas_size))
-        if style.long:
+        if style.side > 0.06:  # the inside, beside the neck and through gaps at the temples
             _over(canvas, hair.draw_hair(person, style, mane, view, shading, canvas_size, back=True))
     wear.draw_body(canvas, person, picture, view, shading, rng)
     covered = scarf or (style is not None and style.long)
@@ -93,7 +94,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     image = _finish(small, picture, rng)
     corners = features.mouth_corners(person, face)
     marks = np.array([(-person.eye_x, 0.0), (person.eye_x, 0.0), (0.0, person.nose - 0.03), *corners])
-    keypoints = view(place(person, shape, marks).astype(np.float64)) / OVERSAMPLING
+    keypoints = view(place(person, shape, marks).astype(np.float64)) / OVERSAMPLING - 0.5  # the first pixel is centred on 0
     attributes = {"person": person.number, "gender": person.gender, "age": person.age, "hair_style": person.hair_style, "hair_colour": person.hair_colour}
     attributes |= {"eye_colour": person.eye_colour, "beard": person.beard, "pose": pose(picture)} | asdict(picture)
     return Rendered(image, keypoints.astype(np.float32), captions(person, picture, 1)[0], attributes)
@@ -106,7 +107,7 @@ def _over(canvas: Float32[np.ndarray, "H W 3"], layer: Layer | None) -> None:
 
 def _view(person: Person, picture: Picture, height: int, width: int) -> View:
     scale = SHOT_SIZE[picture.shot] * picture.size * min(height, width)
-    turn = rotation(picture.yaw, picture.pitch, picture.roll)
+    turn = rotation(picture.yaw, picture.pitch - LEVEL, picture.roll)
     here = View(turn, PIVOT, scale, (0.0, 0.0))
     middle = here(np.array([[0.0, 0.30, 0.55]]))[0]
     room_x = max(0.0, width / 2 - 1.45 * scale) * 0.8
@@ -163,8 +164,8 @@ def _ear(canvas, person: Person, view: View, shading: Shading, side: int) -> Non
 
     def at(points):
         u, v = points[:, 0] * size, points[:, 1] * size
-        x = side * (person.cheek * 0.985 + 0.55 * u)
-        return view(np.stack([x, v + 0.10, -0.12 - 0.80 * u], axis=1))
+        x = side * (person.cheek * 0.965 + 0.42 * u)
+        return view(np.stack([x, v + 0.10, -0.10 - 0.88 * u], axis=1))
 
     edge = at(spline(outline, closed=True, steps=5))
     low, high = np.floor(edge.min(axis=0)) - 4, np.ceil(edge.max(axis=0)) + 4

@@ -28,19 +28,13 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         return
     turn = 0.006 * picture.yaw  # the breast turns a little with the head
     neck = person.neck
-    _neck(sheet, person, view, shading, turn)
+    top = float((view(np.array([[0.0, 0.75, -0.45]]))[0, 0] - view.origin[0]) / view.scale)
+    _neck(sheet, person, view, shading, top, turn)
     kind, colour = picture.clothing, _rgb(picture.colour)
     wide = person.shoulders
     slope = 0.10 if person.gender == "man" else 0.16
-    right = [
-        (neck * 0.98, 0.78),
-        (neck * 1.30, 0.93),
-        (wide * 0.62, 1.08 + slope),
-        (wide * 0.86, 1.25 + slope),
-        (wide, 1.62 + slope),
-        (wide * 1.06, 2.4),
-        (wide * 1.10, 9.0),
-    ]
+    right = [(neck * 1.06, 0.74), (neck * 1.40, 0.90), (wide * 0.58, 1.04 + slope * 0.6), (wide * 0.82, 1.20 + slope), (wide * 0.96, 1.48 + slope)]
+    right += [(wide * 1.04, 2.0), (wide * 1.09, 2.7), (wide * 1.12, 3.4)]
     left = [(-x, y) for x, y in reversed(right)]
     dip = {
         "t-shirt": 1.20,
@@ -54,12 +48,12 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         "striped shirt": 1.18,
     }[kind]
     shade = _cloth_light(sheet, shading, wide, turn, rng)
-    outer = np.concatenate([spline(right), spline(left)])
+    outer = np.concatenate([spline(right), [(wide * 1.2, 9.0), (-wide * 1.2, 9.0)], spline(left)])
 
     def opening(width: float, low: float, sharp: bool = False):
-        points = [(width, 0.70), (width * 0.92, 0.80 + (low - 0.80) * 0.45), (width * 0.50, 0.80 + (low - 0.80) * 0.90), (0, low)]
+        points = [(width, 0.78), (width * 0.92, 0.80 + (low - 0.80) * 0.45), (width * 0.50, 0.80 + (low - 0.80) * 0.90), (0, low)]
         if sharp:
-            points = [(width, 0.70), (width * 0.55, 0.70 + (low - 0.70) * 0.5), (0, low)]
+            points = [(width, 0.78), (width * 0.55, 0.78 + (low - 0.78) * 0.5), (0, low)]
         curve = points + [(-x, y) for x, y in reversed(points[:-1])]
         return (np.array(curve) if sharp else spline(curve)) + (turn, 0)
 
@@ -97,7 +91,7 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
     if kind == "hoodie":
         hood = spline([(-neck * 1.7, 1.25), (-neck * 1.75, 0.85), (-neck * 1.1, 0.45), (0, 0.35), (neck * 1.1, 0.45), (neck * 1.75, 0.85), (neck * 1.7, 1.25)])
         # Behind the neck: only what the neck leaves free.
-        around = sheet.fill(hood) * (1 - sheet.fill(_neck_outline(person, turn)))
+        around = sheet.fill(hood) * (1 - sheet.fill(_neck_outline(person, top, turn)))
         sheet.paint(colour * 0.45 * shade, around)
     if kind == "tank top":
         skin = np.array(person.skin, np.float32)
@@ -176,17 +170,19 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
     sheet.paint(colour * 0.25, sheet.spot(turn - 0.25 * shading.lamp[0], 0.86, neck * 1.25, 0.20) * mask, 0.45)
 
 
-def _neck_outline(person: Person, turn: float):
+def _neck_outline(person: Person, top: float, turn: float):
+    """`top` is the x of its upper end, which moves with the head; `turn` of its lower end."""
     w = person.neck
-    right = [(w * 1.02, -0.25), (w * 0.97, 0.25), (w * 1.0, 0.62), (w * 1.16, 0.86), (w * 2.0, 1.12), (w * 2.2, 1.9)]
-    points = spline([(x + turn * (0.2 + 0.5 * max(y, 0)), y) for x, y in right] + [(-x + turn * (0.2 + 0.5 * max(y, 0)), y) for x, y in reversed(right)])
-    return points
+    right = np.array([(w * 0.60, -0.12), (w * 0.86, 0.08), (w * 0.96, 0.35), (w * 0.99, 0.60), (w * 1.10, 0.80), (w * 1.38, 0.95), (w * 1.45, 1.5), (w * 1.45, 2.2)])
+    shift = np.interp(right[:, 1], [-0.1, 0.8], [top, turn])
+    aside = np.stack([shift, 0 * shift], axis=1)
+    return spline(np.concatenate([right + aside, (right * (-1, 1) + aside)[::-1]]))
 
 
-def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, turn: float) -> None:
+def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: float, turn: float) -> None:
     w = person.neck
     part = sheet.window(-w * 2.4, -0.3, w * 2.4, 2.0)
-    mask = part.fill(_neck_outline(person, turn))
+    mask = part.fill(_neck_outline(person, top, turn))
     across = np.clip((part.x - turn * 0.5) / (w * 1.12), -0.98, 0.98)
     normal = np.stack(np.broadcast_arrays(across * 0.9, 0.10 + 0 * part.y, np.sqrt(1 - across**2)), axis=-1)
     normal[..., 0] += 0.18 * (part.spot(-0.17 + turn, 0.75, 0.07, 0.40) - part.spot(-0.33 + turn, 0.75, 0.07, 0.40))  # the two cords
@@ -212,6 +208,8 @@ def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: 
             dx, dy = x - side * px, y - py
             along, across = dx * np.sin(tilt) + dy * np.cos(tilt), dx * np.cos(tilt) - dy * np.sin(tilt)
             bulge = bulge + deep * np.exp(-0.5 * ((across / 0.09) ** 2 + (along / 0.40) ** 2))
+    for side in (-1, 1):  # between arm and trunk
+        bulge = bulge - 0.10 * np.exp(-0.5 * ((x - side * wide * (0.74 - 0.01 * y)) / 0.07) ** 2) * np.clip((y - 1.75) / 0.5, 0, 1)
     step_y, step_x = float(y[1, 0] - y[0, 0]), float(x[0, 1] - x[0, 0])
     slope_y, slope_x = np.gradient(bulge, step_y, step_x)
     normal = np.stack([-slope_x, -slope_y * 0.8, np.ones_like(bulge)], axis=-1)
@@ -259,9 +257,9 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
         return behind, front
     sharp = np.float32(0.6 * view.scale)
     if kind == "beanie":
-        points, angle, t = _dome(person, 0.17, -0.60, 0.55)
+        points, angle, t = _dome(person, 0.13, -0.60, 0.55)
         points = points - np.array([0, 0.10, 0]) * (1 - t[..., None])
-        points += normals(points) * (0.045 * np.clip((t - 0.74) / 0.03, 0, 1))[..., None]
+        points += normals(points) * (0.035 * np.clip((t - 0.74) / 0.03, 0, 1))[..., None]
         found = _cloth(points, np.stack([angle, t], axis=-1), view, shading, canvas)
         if found:
             seen, (reach, facing, a, t) = found
@@ -271,7 +269,7 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
     elif kind in ("cap", "straw hat"):
         straw = kind == "straw hat"
         tint = np.array([0.90, 0.76, 0.50]) if straw else colour
-        thick, low, rise = (0.19, -0.74, 0.30) if straw else (0.15, -0.70, 0.42)
+        thick, low, rise = (0.19, -0.74, 0.30) if straw else (0.125, -0.70, 0.42)
         points, angle, t = _dome(person, thick, low, rise)
         if straw:
             points = points - np.array([0, 0.14, 0]) * (1 - t[..., None])
@@ -300,11 +298,11 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
             )
             parts = ((np.abs(a[0]) > np.radians(80), behind), (np.abs(a[0]) < np.radians(100), front))
         else:
-            length = 0.66 * np.clip(np.cos(a * 1.35), 0, 1) ** 0.55
+            length = 0.72 * np.clip(np.cos(a * 1.35), 0, 1) ** 0.5
             brim = (
                 ring[None]
                 + np.array([0, 0, 1.0]) * (length * out)[..., None]
-                + np.array([0, 1.0, 0]) * (0.20 * length * out**1.6 + 0.05 * np.sin(a) ** 2 * out)[..., None]
+                + np.array([0, 1.0, 0]) * (0.42 * length * out**1.3 + 0.05 * np.sin(a) ** 2 * out)[..., None]
             )
             parts = ((np.abs(a[0]) < np.radians(66), front),)
         for chosen, layers in parts:
