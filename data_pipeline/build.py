@@ -96,7 +96,7 @@ def main() -> None:
 def build(args: Args) -> "Totals":
     """Builds a dataset, or goes on with one. Raises InputError when source, settings or output cannot be used."""
     # Heavy imports come after the command line was read, so that --help and mistakes answer at once.
-    from data_pipeline import chunks, manifest, records
+    from data_pipeline import chunks, manifest, records, report
 
     if args.out.exists() or args.out.is_symlink():
         raise InputError(f"{args.out} exists already and is not overwritten; choose another folder")
@@ -119,12 +119,19 @@ def build(args: Args) -> "Totals":
         **{name: value for name, value in dataclasses.asdict(settings).items() if name != "detector_root"},
     }
     work = args.out.parent / f".{args.out.name}.building"
-    with _work_folder(work, stated, args.restart), _pool(args.workers, source, settings) as pool:
-        count = _make_chunks(pool, source, rows, args, work / "chunks")
-        totals, candidates, plans = _plan(source, rows, count, args, settings, stated, work)
-        directory = _make_shards(pool, candidates, plans, work)
-        (work / "report").rename(directory / "report")
-        directory.rename(args.out)
+    ready = work / "ready"
+    with _work_folder(work, stated, args.restart):
+        if not ready.exists():
+            with _pool(args.workers, source, settings) as pool:
+                count = _make_chunks(pool, source, rows, args, work / "chunks")
+                candidates, plans = _plan(source, rows, count, args, settings, stated, work)
+                directory = _make_shards(pool, candidates, plans, work)
+            (work / "report").rename(directory / "report")
+            directory.rename(ready)
+        totals = report.read_totals(ready / "report" / "report.json")
+        for name in ("chunks", "shards", "dataset"):
+            shutil.rmtree(work / name)
+        ready.rename(args.out)
     shutil.rmtree(work)
     return totals
 
@@ -142,7 +149,7 @@ def _work_folder(work: Path, stated: dict[str, Any], restart: bool) -> Iterator[
         except BlockingIOError:
             raise InputError(f"another build works in {work}; wait for it, or choose another output folder") from None
         said = work / "settings.json"
-        ours = {"lock", "settings.json", "settings.json.partial", "chunks", "shards", "report", "dataset"}
+        ours = {"lock", "settings.json", "settings.json.partial", "chunks", "shards", "report", "dataset", "ready"}
         if foreign := sorted({path.name for path in work.iterdir()} - ours):
             raise InputError(f"{work} holds {foreign[0]}, which no build made; move it away, or choose another output folder")
         if restart or not said.exists():
@@ -156,7 +163,7 @@ def _work_folder(work: Path, stated: dict[str, Any], restart: bool) -> Iterator[
             raise InputError(
                 f"{work} holds an interrupted build with other settings: {'; '.join(differences)}. Give the old ones to go on, or --restart to begin again"
             )
-        for folder in (work / "chunks", work / "shards"):
+        for folder in (work / "chunks", work / "shards", work / "dataset"):
             folder.mkdir(exist_ok=True)
             for path in folder.glob(".*.partial"):
                 path.unlink()
@@ -222,7 +229,7 @@ def _finish(pending: set[Future[int]], bar: tqdm, when: str) -> set[Future[int]]
 
 def _plan(
     source: "Source", rows: int, count: int, args: Args, settings: "Settings", stated: dict[str, Any], work: Path
-) -> tuple["Totals", "Candidates", dict[str, "SplitPlan"]]:
+) -> tuple["Candidates", dict[str, "SplitPlan"]]:
     """Decides over all chunks together, and writes the report. Raises InputError when nothing is kept."""
     import numpy as np
 
@@ -269,12 +276,11 @@ def _plan(
             "synthetic": int((of["flags"] & SYNTHETIC > 0).sum()),
             "inline_identity": int((of["flags"] & INLINE_IDENTITY > 0).sum()),
         }
-    totals = report.Totals(rows, counts, splits)
-    report.write_report(folder / "report.json", totals, stated)
+    report.write_report(folder / "report.json", report.Totals(rows, counts, splits), stated)
     chosen = np.concatenate([plan.chosen for plan in plans.values()])
     shown = chosen[np.unique(np.linspace(0, len(chosen) - 1, report.KEPT_SHOWN).astype(int))]
     report.write_kept_sheet(folder / "kept.jpg", map(decode, gather(work / "chunks", candidates.places(shown))))
-    return totals, candidates, plans
+    return candidates, plans
 
 
 def _make_shards(pool: ProcessPoolExecutor, candidates: "Candidates", plans: dict[str, "SplitPlan"], work: Path) -> Path:

@@ -53,6 +53,12 @@ def write_report(path: Path, totals: Totals, settings: Mapping[str, Any]) -> Non
     path.write_text(json.dumps(said, indent=2) + "\n")
 
 
+def read_totals(path: Path) -> Totals:
+    """What `write_report` wrote."""
+    said = json.loads(path.read_text())
+    return Totals(said["rows"], said["rejected"], said["splits"])
+
+
 def write_kept_sheet(path: Path, records: Iterator[Record]) -> None:
     """Some kept pictures with the face and its points drawn in."""
     cells = []

@@ -194,8 +194,16 @@ def test_finished_chunks_are_not_done_again_and_late_deaths_are_harmless(built, 
         patched.setattr(spms, "write_index", die)
         with pytest.raises(Death):
             build(args)
-    build(args)
+    # When all but its name is ready: nothing is done again.
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda path, target: die() if path.name == "ready" else rename(path, target))
+        with pytest.raises(Death):
+            build(args)
+    assert not (work / "chunks").exists() and not args.out.exists()
+    monkeypatch.setattr(module, "_pool", die)
+    assert build(args).rows == 18
     assert_same(built, args.out)
+    assert not work.exists()
 
 
 def test_other_settings_do_not_go_on(pictures, built, tmp_path, monkeypatch):

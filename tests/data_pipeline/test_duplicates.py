@@ -30,7 +30,7 @@ def test_search_finds_what_comparing_finds(distance):
                 hashes[a] ^= np.uint64(1 << int(bit))
         found = find_duplicates(hashes, distance)
         np.testing.assert_array_equal(found, each_with_each(hashes, distance))
-        assert count < 300 or (found >= 0).sum() > 50
+        assert count < 300 or (found >= 0).sum() > 20
 
 
 def test_many_hashes():
