@@ -6,12 +6,12 @@ light that reaches the place (1 is all), how little it is like skin in shade (1:
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
-from jaxtyping import Float32
 
 from data_pipeline.people.identity import Person
 from data_pipeline.people.picture import Picture
-from data_pipeline.people.surface import Sheet, mirrored, spline
+from data_pipeline.people.surface import Sheet, blend, mirrored, spline, times
 
 LEFT, TOP, RIGHT, BOTTOM = -1.15, -1.0, 1.15, 1.75
 LIGHT, NEUTRAL, GLOSS = 3, 4, 5
@@ -49,11 +49,10 @@ def mouth_corners(person: Person, face: Face) -> list[tuple[float, float]]:
     return [(side * width, person.mouth - lift + face.open * 0.22) for side in (-1, 1)]
 
 
-def paint_face(person: Person, picture: Picture, scale: float, rng: np.random.Generator) -> Sheet:
+def paint_face(person: Person, picture: Picture, scale: float) -> Sheet:
     """The sheet of a face at `scale` pixels a head unit."""
-    pixels = np.empty((round((BOTTOM - TOP) * scale), round((RIGHT - LEFT) * scale), 6), np.float32)
-    pixels[..., :3] = person.skin
-    pixels[..., LIGHT], pixels[..., NEUTRAL], pixels[..., GLOSS] = 1, 0, 1
+    pixels = np.empty((6, round((BOTTOM - TOP) * scale), round((RIGHT - LEFT) * scale)), np.float32)
+    pixels[:] = np.array([*person.skin, 1, 0, 1], np.float32)[:, None, None]
     sheet = Sheet(pixels, scale, LEFT, TOP)
     face = EXPRESSIONS[picture.expression]
     own = np.random.default_rng([0xFACE, person.number])  # marks stay where they are from picture to picture
@@ -72,16 +71,14 @@ def paint_face(person: Person, picture: Picture, scale: float, rng: np.random.Ge
 def _skin(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) -> None:
     skin = np.array(person.skin)
     blotches = rng.normal(0, 1, (14, 12)).astype(np.float32)
-    import cv2
-
-    blotches = cv2.resize(blotches, sheet.pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    sheet.pixels[..., :3] *= 1 + np.array([0.006, 0.013, 0.013], np.float32) * blotches[..., None]
+    blotches = cv2.resize(blotches, sheet.size[::-1], interpolation=cv2.INTER_CUBIC)
+    sheet.pixels[:3] *= 1 + times((0.006, 0.013, 0.013), blotches)
     red = skin * (1.0, 0.70, 0.66)
     blush = person.blush * (0.8 + 4.0 * face.cheeks)
     for side in (-1, 1):
-        sheet.paint(red, sheet.spot(side * 0.60, 0.48, 0.24, 0.17), 0.36 * blush + 0.25 * person.makeup)
-    sheet.paint(red, sheet.spot(0, person.nose - 0.03, 0.16, 0.10), 0.25 * person.blush)
-    sheet.paint(red, sheet.spot(0, person.chin - 0.15, 0.2, 0.12), 0.13)
+        sheet.dab(red, side * 0.60, 0.48, 0.24, 0.17, 0.36 * blush + 0.25 * person.makeup)
+    sheet.dab(red, 0, person.nose - 0.03, 0.16, 0.10, 0.25 * person.blush)
+    sheet.dab(red, 0, person.chin - 0.15, 0.2, 0.12, 0.13)
     if person.freckles:
         count = person.freckles
         across, down, size, strength = (
@@ -100,7 +97,7 @@ def _skin(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) ->
 
 def _nose(sheet: Sheet, person: Person) -> None:
     tip, wing = person.nose, person.nose_width
-    sheet.darken(LIGHT, sheet.spot(0, tip + 0.085, wing * 0.80, 0.045), 0.38)
+    sheet.shade(LIGHT, 0, tip + 0.085, wing * 0.80, 0.045, 0.38)
     for side in (-1, 1):
         nostril = spline(
             mirrored(np.array([(0.26, 0.055), (0.50, 0.020), (0.80, 0.040), (0.72, 0.075), (0.42, 0.082)]) * (wing, 1.0), side, 0, tip), closed=True, steps=4
@@ -109,7 +106,7 @@ def _nose(sheet: Sheet, person: Person) -> None:
         sheet.paint(np.array(person.skin) * (0.24, 0.12, 0.10), hole, 0.85)
         crease = spline(mirrored([(wing * 1.22, -0.10), (wing * 1.42, -0.01), (wing * 1.22, 0.065)], side, 0, tip), steps=4)
         sheet.darken(LIGHT, sheet.line(crease, width=0.022, soft=0.016), 0.42)
-        sheet.darken(LIGHT, sheet.spot(side * 0.12, 0.12, 0.05, 0.16), 0.06)
+        sheet.shade(LIGHT, side * 0.12, 0.12, 0.05, 0.16, 0.06)
 
 
 def _age(sheet: Sheet, person: Person, face: Face) -> None:
@@ -167,13 +164,13 @@ def _eye(sheet: Sheet, person: Person, face: Face, picture: Picture, side: int) 
     shade = sheet.fill(np.concatenate([crease, upper[::-1]]), soft=0.02)
     if p.makeup > 0.25:
         sheet.paint(skin * (0.58, 0.44, 0.46), shade, 0.55 * p.makeup)
-    sheet.darken(LIGHT, sheet.spot(x - side * 0.07, -0.11, 0.16, 0.07), 0.16)
+    sheet.shade(LIGHT, x - side * 0.07, -0.11, 0.16, 0.07, 0.16)
     sheet.darken(LIGHT, sheet.line(crease, width=0.020, soft=0.010), 0.62 - 0.2 * p.lid)
     sheet.darken(LIGHT, sheet.line(lower, width=0.016, soft=0.010), 0.32)
 
     # The ball, greyer towards its corners; the iris is partly under the upper lid.
     ball = np.exp(-0.5 * (((sheet.x - x) / (w * 0.85)) ** 2 + (sheet.y / 0.13) ** 2))
-    white = np.array([0.70, 0.65, 0.64]) + np.array([0.25, 0.28, 0.29]) * ball[..., None]
+    white = blend((0.70, 0.65, 0.64), (0.95, 0.93, 0.93), ball)
     sheet.paint(white, opening)
     look_x = x - 0.0014 * picture.yaw  # part of the way back to the viewer
     look_y = -0.012 - 0.0012 * picture.pitch + (0.012 if face.frown < 0 else 0)
@@ -183,15 +180,15 @@ def _eye(sheet: Sheet, person: Person, face: Face, picture: Picture, side: int) 
     spokes = 0.90 + 0.10 * np.cos(angle * 19 + np.sin(radius * 90) * 2)
     glow = np.clip((sheet.y - look_y + 0.05) / 0.14, 0, 1)
     rim = np.clip((big - radius) / 0.030, 0.0, 1)
-    iris = np.array(p.iris, np.float32) * (spokes * (0.55 + 0.95 * glow) * (0.35 + 0.65 * rim))[..., None] + 0.05 * glow[..., None]
+    iris = times(p.iris, spokes * (0.55 + 0.95 * glow) * (0.35 + 0.65 * rim)) + 0.05 * glow
     sheet.paint(iris, sheet.disc(look_x, look_y, big, 0.016) * opening)
     sheet.paint((0.02, 0.02, 0.025), sheet.disc(look_x, look_y, 0.047, 0.014) * opening)
     sheet.paint((0.16, 0.10, 0.10), sheet.line(upper, width=0.05, soft=0.024) * opening, 0.75)
     glint = sheet.disc(look_x - 0.038, look_y - 0.040, 0.026, 0.012) + 0.45 * sheet.disc(look_x + 0.042, look_y + 0.042, 0.013, 0.012)
     sheet.paint((1, 1, 1), np.clip(glint, 0, 1) * opening)
     sheet.paint(np.array(p.lips) * 0.85 + 0.12, sheet.spot(x - side * w * 0.92, 0.028, 0.028, 0.020) * opening, 0.8)
-    sheet.pixels[..., NEUTRAL] = np.maximum(sheet.pixels[..., NEUTRAL], opening * 0.8)
-    sheet.pixels[..., LIGHT] += (1 - sheet.pixels[..., LIGHT]) * opening * 0.7
+    sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], opening * 0.8)
+    sheet.pixels[LIGHT] += (1 - sheet.pixels[LIGHT]) * opening * 0.7
 
     # The dark edge of the upper lid with its lashes.
     lash = np.minimum(np.array([0.10, 0.07, 0.07]), np.array(p.hair) * 0.6 + 0.02)
@@ -233,7 +230,7 @@ def _brow(sheet: Sheet, person: Person, face: Face, side: int, rng: np.random.Ge
         strokes.append(np.array([root, root + np.array([side * (0.3 + 1.0 * u), -0.75 + 0.95 * u + 0.3 * t]) * length * (1.1 - 0.4 * u)]))
     sheet.paint(colour * 0.6, sheet.line(*strokes[:30], width=0.011) * fade, 0.75)
     sheet.paint(np.minimum(colour * 1.4, 1), sheet.line(*strokes[30:], width=0.009) * fade, 0.4)
-    sheet.pixels[..., NEUTRAL] = np.maximum(sheet.pixels[..., NEUTRAL], shape * 0.5)
+    sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], shape * 0.5)
 
 
 def _mouth(sheet: Sheet, person: Person, face: Face) -> None:
@@ -264,10 +261,10 @@ def _mouth(sheet: Sheet, person: Person, face: Face) -> None:
 
     # Shade under the lower lip and in the groove above the upper one.
     under = low_mid + y + down
-    sheet.darken(LIGHT, sheet.spot(0, under + 0.065, w * 0.50, 0.032), 0.30)
-    sheet.darken(LIGHT, sheet.spot(0, y + top_mid - up - 0.07, 0.03, 0.05), 0.10)
+    sheet.shade(LIGHT, 0, under + 0.065, w * 0.50, 0.032, 0.30)
+    sheet.shade(LIGHT, 0, y + top_mid - up - 0.07, 0.03, 0.05, 0.10)
     for side in (-1, 1):
-        sheet.darken(LIGHT, sheet.spot(side * (w + 0.035), y - rise, 0.030, 0.034), 0.34 + 0.2 * person.dimples * (face.smile > 0.05))
+        sheet.shade(LIGHT, side * (w + 0.035), y - rise, 0.030, 0.034, 0.34 + 0.2 * person.dimples * (face.smile > 0.05))
 
     if gap:
         inside = sheet.fill(np.concatenate([seam_top, seam_low[::-1]]))
@@ -278,8 +275,8 @@ def _mouth(sheet: Sheet, person: Person, face: Face) -> None:
             bite = top_mid + gap * 0.52
             row = whole([(0, bite), (0.45 * w, bite * 0.92 + bend * 0.3), (0.92 * w, -rise * 0.9)])
             teeth = sheet.fill(np.concatenate([seam_top, row[::-1]])) * inside
-            shade = np.clip(1.05 - (np.abs(sheet.x) / w) ** 2 * 0.45, 0.4, 1)
-            sheet.paint(np.array([0.95, 0.92, 0.87]) * shade[..., None], teeth)
+            shade = np.clip(1.05 - (np.abs(sheet.x) / w) ** 2 * 0.45, 0.4, 1) + 0 * sheet.y
+            sheet.paint(times((0.95, 0.92, 0.87), shade), teeth)
             gaps = np.concatenate([w * np.array([0.0, 0.22, 0.41, 0.58])] * 2) * ([1] * 4 + [-1] * 4)
             lines = [np.array([(g, y - 0.2), (g, y + bite)]) for g in gaps]
             sheet.paint((0.55, 0.48, 0.45), sheet.line(*lines, width=0.008) * teeth, 0.45)
@@ -287,8 +284,8 @@ def _mouth(sheet: Sheet, person: Person, face: Face) -> None:
         elif gap > 0.15:
             row = whole([(0, top_mid + 0.045), (0.6 * w, top_mid * 0.6 + 0.03 + bend)])
             sheet.paint((0.88, 0.85, 0.80), sheet.fill(np.concatenate([seam_top[2:-2], row[::-1]]), soft=0.006) * inside, 0.75)
-        sheet.pixels[..., NEUTRAL] = np.maximum(sheet.pixels[..., NEUTRAL], inside * 0.9)
-        sheet.pixels[..., GLOSS] *= 1 - inside
+        sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], inside * 0.9)
+        sheet.pixels[GLOSS] *= 1 - inside
     sheet.paint(lips * 0.80, upper, 0.88)
     sheet.paint(lips * 1.02, lower, 0.86)
     sheet.paint(lips * 0.55, lower * sheet.spot(0, y + low_mid + down * 1.05, w * 0.9, down * 0.26), 0.40)
@@ -331,9 +328,7 @@ def _beard(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) -
         "short beard": (np.maximum(np.maximum(full, moustache), soul), 0.86),
         "full beard": (np.maximum(np.maximum(full, moustache), soul), 0.97),
     }[p.beard]
-    import cv2
-
-    h, w = sheet.pixels.shape[:2]
+    h, w = sheet.size
     fine = rng.random((150, 150), dtype=np.float32)
     strands = cv2.resize(fine[:60, :150], (w, h), interpolation=cv2.INTER_LINEAR)
     hair = np.array(p.hair if p.hair_colour not in ("pink", "blue", "purple", "green") else (0.16, 0.11, 0.09))
@@ -342,12 +337,8 @@ def _beard(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) -
         sheet.paint(hair * 0.75 + np.array(p.skin) * 0.22, area * dots, strength)
         return
     cover = np.clip(area * 1.5 - 0.25 - 0.5 * (strands - 0.5), 0, 1)
-    colour = hair * (0.62 + 0.75 * strands[..., None])
+    colour = times(hair, 0.62 + 0.75 * strands)
     sheet.paint(colour, cover, strength)
-    sheet.pixels[..., NEUTRAL] = np.maximum(sheet.pixels[..., NEUTRAL], cover * 0.8)
-    sheet.pixels[..., GLOSS] *= 1 - 0.8 * cover
+    sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], cover * 0.8)
+    sheet.pixels[GLOSS] *= 1 - 0.8 * cover
     sheet.darken(LIGHT, np.clip(cv2.GaussianBlur(cover, (0, 0), sheet.scale * 0.03) - cover, 0, 1), 0.3)
-
-
-def texture(sheet: Sheet) -> Float32[np.ndarray, "h w 6"]:
-    return np.clip(sheet.pixels, 0, 1)

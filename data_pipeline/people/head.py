@@ -157,6 +157,7 @@ def relief(p: Person, x, y):
     return height
 
 
+@lru_cache(maxsize=32)
 def head(person: Person, jaw_drop: float = 0.0, cheeks: float = 0.0) -> Head:
     """The head with its jaw lowered and its cheeks raised by a smile, in head units."""
     points, paper = _still(person)

@@ -42,7 +42,7 @@ class Shading:
         skin = np.array([(0.31, 0.22, 0.215), (0.58, 0.47, 0.46), (0.86, 0.80, 0.78), (1.03, 1.01, 1.0), (1.15, 1.14, 1.13)])
         plain = np.array([(0.30,) * 3, (0.48,) * 3, (0.76,) * 3, (1.0,) * 3, (1.10,) * 3])
         self.skin, self.plain = (
-            (np.stack([np.interp(level[:, 0], stops, tone[:, i]) for i in range(3)], axis=1) * tint * light.gain).astype(np.float32) for tone in (skin, plain)
+            (np.stack([np.interp(level[:, 0], stops, tone[:, i]) for i in range(3)]) * tint.T * light.gain).astype(np.float32) for tone in (skin, plain)
         )
 
     def reach(self, normals: Float[np.ndarray, "*n 3"], wrap: float = 0.35) -> Float[np.ndarray, "*n"]:
@@ -54,5 +54,5 @@ class Shading:
     def gloss(self, normals: Float[np.ndarray, "*n 3"], power: float) -> Float[np.ndarray, "*n"]:
         return np.clip(normals @ self.half, 0, 1) ** power
 
-    def tone(self, table: Float32[np.ndarray, "256 3"], reach: Float[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n 3"]:
-        return table[np.clip(reach * 255 + 0.5, 0, 255).astype(np.uint8)]
+    def tone(self, table: Float32[np.ndarray, "3 256"], reach: Float[np.ndarray, "*n"]) -> Float32[np.ndarray, "3 *n"]:
+        return np.take(table, np.clip(reach * 255 + 0.5, 0, 255).astype(np.uint8), axis=1)

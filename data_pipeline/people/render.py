@@ -9,13 +9,13 @@ from jaxtyping import Float32, UInt8
 from data_pipeline.people import features, hair, wear
 from data_pipeline.people.captions import captions, pose
 from data_pipeline.people.features import EXPRESSIONS, paint_face
-from data_pipeline.people.hair import STYLES, Layer
+from data_pipeline.people.haircut import STYLES, shell
 from data_pipeline.people.head import PIVOT, Head, head, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import LIGHTS, Shading
 from data_pipeline.people.picture import Picture
 from data_pipeline.people.scene import draw_scene
-from data_pipeline.people.surface import Sheet, View, rasterise, rotation, spline
+from data_pipeline.people.surface import Layer, Sheet, View, rasterise, rotation, spline, times
 
 OVERSAMPLING = 2
 SHOT_SIZE = {"close-up": 0.235, "portrait": 0.185, "half-length": 0.138}  # pixels a head unit, of the shorter side
@@ -43,7 +43,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     shading = Shading(LIGHTS[picture.light])
 
     canvas = draw_scene(picture, *canvas_size, rng)
-    canvas *= _scene_light(picture)
+    canvas *= _scene_light(picture)[:, None, None]
     style = STYLES.get(person.hair_style)  # none for the bald
     scarf = picture.headwear == "headscarf"
     hatted = picture.headwear in ("beanie", "cap", "straw hat")
@@ -54,10 +54,10 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
         layer.over(canvas)
     mane = None
     if scarf:
-        mane = hair.shell(person, wear.SCARF)
+        mane = shell(person, wear.SCARF)
         _over(canvas, wear.draw_scarf(person, picture, mane, view, shading, canvas_size, back=True))
     elif style is not None:
-        mane = hair.shell(person, style, 0.065 if hatted else None)
+        mane = shell(person, style, 0.065 if hatted else None)
         if style.bun and not hatted:
             spot = (0.0, person.crown - 0.10, -0.35) if person.hair_style == "bun" else (0.0, person.crown + 0.12, -0.80)
             size = style.bun * person.hair_volume
@@ -81,7 +81,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     for layer in (locks, *hat_front):
         if layer is not None:
             shadow[layer.window] = np.maximum(shadow[layer.window], layer.alpha)
-    _head(canvas, person, picture, shape, view, shading, shadow, rng)
+    _head(canvas, person, picture, shape, view, shading, shadow)
     for side, near in zip((-1, 1), nearer):
         if near and not covered:
             _ear(canvas, person, view, shading, side)
@@ -90,7 +90,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     for layer in hat_front:
         layer.over(canvas)
 
-    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    small = cv2.merge([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in canvas])
     image = _finish(small, picture, rng)
     corners = features.mouth_corners(person, face)
     marks = np.array([(-person.eye_x, 0.0), (person.eye_x, 0.0), (0.0, person.nose - 0.03), *corners])
@@ -100,7 +100,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     return Rendered(image, keypoints.astype(np.float32), captions(person, picture, 1)[0], attributes)
 
 
-def _over(canvas: Float32[np.ndarray, "H W 3"], layer: Layer | None) -> None:
+def _over(canvas: Float32[np.ndarray, "3 H W"], layer: Layer | None) -> None:
     if layer is not None:
         layer.over(canvas)
 
@@ -123,36 +123,34 @@ def _scene_light(picture: Picture) -> Float32[np.ndarray, "3"]:
     return (tint * light.gain * (0.86 if light.share < 0.15 else 0.97)).astype(np.float32)
 
 
-def _head(canvas, person: Person, picture: Picture, shape: Head, view: View, shading: Shading, shadow, rng) -> None:
+def _head(canvas, person: Person, picture: Picture, shape: Head, view: View, shading: Shading, shadow) -> None:
     turned = view.space(shape.points)
     step = 1 if view.scale > 130 else 2
-    seen = rasterise(view.flat(turned), turned[..., 2], canvas.shape[:2], step)
+    seen = rasterise(view.flat(turned), turned[..., 2], canvas.shape[1:], step)
     if seen is None:
         return
     density = max(view.scale * 1.15, 24.0)
-    sheet = paint_face(person, picture, density, rng)
-    paper = seen.sample(shape.paper)
-    map_x = (paper[..., 0] - np.float32(sheet.left)) * np.float32(density) - np.float32(0.5)
-    map_y = (paper[..., 1] - np.float32(sheet.top)) * np.float32(density) - np.float32(0.5)
-    pixels = np.clip(sheet.pixels, 0, 1)
-    colour, extra = (cv2.remap(np.ascontiguousarray(pixels[..., k : k + 3]), map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for k in (0, 3))
+    sheet = paint_face(person, picture, density)
     normal = shape.normals @ view.rotation.astype(np.float32).T
-    grid = np.stack([shading.reach(normal), shading.gloss(normal, 18), normal[..., 2]], axis=-1).astype(np.float32)
-    reach, gloss, facing = np.moveaxis(seen.sample(grid), -1, 0)
+    grids = (shape.paper[..., 0], shape.paper[..., 1], shading.reach(normal), shading.gloss(normal, 18), normal[..., 2])
+    x, y, reach, gloss, facing = seen.sample(*(np.ascontiguousarray(g, np.float32) for g in grids))
+    x = (x - np.float32(sheet.left)) * np.float32(density) - np.float32(0.5)
+    y = (y - np.float32(sheet.top)) * np.float32(density) - np.float32(0.5)
+    painted = [cv2.remap(np.clip(plane, 0, 1), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for plane in sheet.pixels]
+    open_to_light, neutral, glossy = painted[3:]
 
     # What hangs over the face keeps light from it: a soft shadow away from the lamp.
+    rows, columns = seen.window
     dx, dy = -shading.lamp[0] * 0.16 * view.scale, max(-shading.lamp[1], 0.25) * 0.22 * view.scale
-    shifted = cv2.warpAffine(shadow, np.array([[1, 0, dx], [0, 1, dy]]), canvas.shape[1::-1])
-    cast = cv2.GaussianBlur(shifted, (0, 0), 0.085 * view.scale)[seen.window]
-    light = reach * extra[..., 0] * (1 - 0.42 * np.clip(cast, 0, 1)) * np.clip(0.60 + 0.75 * facing, 0, 1)
+    shift = np.array([[1, 0, dx - columns.start], [0, 1, dy - rows.start]])
+    cast = cv2.warpAffine(shadow, shift, seen.mask.shape[::-1])
+    cast = np.clip(cv2.GaussianBlur(cast, (0, 0), 0.085 * view.scale), 0, 1)
+    light = reach * open_to_light * (1 - 0.42 * cast) * np.clip(0.60 + 0.75 * facing, 0, 1)
     tone = shading.tone(shading.skin, light)
-    plain = shading.tone(shading.plain, np.clip(light * 1.05 + 0.08, 0, 1))
-    tone += (plain - tone) * extra[..., 1:2]
-    rgb = colour * tone
-    dark = 1 - float(np.mean(person.skin))
-    rgb += (gloss * extra[..., 2] * (0.075 + 0.08 * dark) * (1 - 0.6 * cast))[..., None] * shading.key * np.float32(shading.light.gain)
-    alpha = seen.mask.astype(np.float32)
-    Layer(seen.window, rgb.astype(np.float32), alpha).over(canvas)
+    tone += (shading.tone(shading.plain, light * 1.05 + 0.08) - tone) * neutral
+    shine = gloss * glossy * np.float32(0.155 - 0.08 * float(np.mean(person.skin))) * (1 - 0.6 * cast)
+    rgb = np.stack(painted[:3]) * tone + times(shading.key * np.float32(shading.light.gain), shine)
+    Layer(seen.window, rgb, seen.mask.astype(np.float32)).over(canvas)
 
 
 def _ear(canvas, person: Person, view: View, shading: Shading, side: int) -> None:
@@ -170,14 +168,14 @@ def _ear(canvas, person: Person, view: View, shading: Shading, side: int) -> Non
     edge = at(spline(outline, closed=True, steps=5))
     low, high = np.floor(edge.min(axis=0)) - 4, np.ceil(edge.max(axis=0)) + 4
     part = Sheet(canvas, 1.0, 0.0, 0.0).window(low[0], low[1], high[0], high[1])
-    if min(part.pixels.shape[:2]) < 2:
+    if min(part.size) < 2:
         return
     normal = view.rotation @ np.array([side * 0.80, 0.0, 0.60])
     reach = float(shading.reach(normal[None].astype(np.float32))[0])
     skin = np.array(person.skin, np.float32) * (1.0, 0.93, 0.91)
     scale = view.scale
     mask = part.fill(edge)
-    base = shading.tone(shading.skin, np.array([reach * 0.88]))[0]
+    base = shading.tone(shading.skin, np.array(reach * 0.88))
     part.paint(skin * base, mask)
     part.paint(skin * base * (0.62, 0.48, 0.46), part.line(at(spline(fold)), width=max(0.05 * scale, 1), soft=0.022 * scale) * mask, 0.75)
     part.paint(skin * base * (0.42, 0.28, 0.26), part.fill(at(spline(hollow, closed=True)), soft=0.025 * scale) * mask, 0.75)

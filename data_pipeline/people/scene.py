@@ -9,8 +9,8 @@ from data_pipeline.people.picture import COLOURS, Picture
 Rgb = tuple[int, int, int]
 
 
-def draw_scene(picture: Picture, height: int, width: int, rng: np.random.Generator) -> Float32[np.ndarray, "height width 3"]:
-    """The scene of a picture, RGB 0 to 1, without the picture's light."""
+def draw_scene(picture: Picture, height: int, width: int, rng: np.random.Generator) -> Float32[np.ndarray, "3 height width"]:
+    """The scene of a picture, planes of red, green and blue from 0 to 1, without the picture's light."""
     short = 96
     ratio = short / min(height, width)
     h, w = round(height * ratio), round(width * ratio)
@@ -18,7 +18,8 @@ def draw_scene(picture: Picture, height: int, width: int, rng: np.random.Generat
     focus = {"studio": 0.0, "city at night": 1.1, "street": 1.3, "space": 0.6, "library": 1.2, "kitchen": 1.4}.get(picture.scene, 1.5)
     if focus:
         small = cv2.GaussianBlur(small, (0, 0), focus)
-    return np.clip(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
+    planes = (cv2.resize(np.ascontiguousarray(small[..., k]), (width, height), interpolation=cv2.INTER_CUBIC) for k in range(3))
+    return np.clip(np.stack(list(planes)), 0, 1)
 
 
 def _c(*rgb: int) -> np.ndarray:

@@ -53,9 +53,9 @@ class Seen:
     column: Float32[np.ndarray, "h w"]
     row: Float32[np.ndarray, "h w"]
 
-    def sample(self, values: Float32[np.ndarray, "r c *k"], cubic: bool = False) -> Float32[np.ndarray, "h w *k"]:
+    def sample(self, *values: Float32[np.ndarray, "r c"]) -> list[Float32[np.ndarray, "h w"]]:
         """Values given at the grid's points, at every pixel."""
-        return cv2.remap(values, self.column, self.row, cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return [cv2.remap(v, self.column, self.row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for v in values]
 
 
 def rasterise(flat: Float[np.ndarray, "r c 2"], depth: Float[np.ndarray, "r c"], canvas: tuple[int, int], step: int = 1, back: bool = False) -> Seen | None:
@@ -65,54 +65,61 @@ def rasterise(flat: Float[np.ndarray, "r c 2"], depth: Float[np.ndarray, "r c"],
     """
     height, width = canvas
     rows, columns = _steps(flat.shape[0], step), _steps(flat.shape[1], step)
-    corners = flat[np.ix_(rows, columns)]
-    quads = np.stack([corners[:-1, :-1], corners[:-1, 1:], corners[1:, 1:], corners[1:, :-1]], axis=2)
-    one, two = quads[..., 2, :] - quads[..., 0, :], quads[..., 3, :] - quads[..., 1, :]
-    area = one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]
-    low, high = quads.min(axis=2), quads.max(axis=2)
-    wanted = ((area < 0) if back else (area > 0)) & (high > 0).all(axis=-1) & (low < (width, height)).all(axis=-1)
+    grid = np.ix_(rows, columns)
+    x, y = flat[..., 0][grid].astype(np.float32), flat[..., 1][grid].astype(np.float32)
+    corners_x, corners_y = ((v[:-1, :-1], v[:-1, 1:], v[1:, 1:], v[1:, :-1]) for v in (x, y))
+    area = (corners_x[2] - corners_x[0]) * (corners_y[3] - corners_y[1]) - (corners_y[2] - corners_y[0]) * (corners_x[3] - corners_x[1])
+    low_x, low_y, high_x, high_y = _least(corners_x), _least(corners_y), _most(corners_x), _most(corners_y)
+    wanted = ((area < 0) if back else (area > 0)) & (high_x > 0) & (high_y > 0) & (low_x < width) & (low_y < height)
     r, c = np.nonzero(wanted)
     if not len(r):
         return None
-    order = np.argsort(depth[np.ix_(rows, columns)][r, c])
+    order = np.argsort(depth[grid][r, c])
     r, c = r[order], c[order]
-    quads = quads[r, c]
-    left, top = np.maximum(np.floor(quads.min(axis=(0, 1))).astype(int) - 1, 0)
-    right, bottom = np.minimum(np.ceil(quads.max(axis=(0, 1))).astype(int) + 1, (width, height))
+    left, top = max(int(low_x[r, c].min()) - 1, 0), max(int(low_y[r, c].min()) - 1, 0)
+    right, bottom = min(int(high_x[r, c].max()) + 2, width), min(int(high_y[r, c].max()) + 2, height)
     if right <= left or bottom <= top:
         return None
-    quads = quads - (left, top)
+    px, py = (np.stack([v[r, c] for v in corners], axis=1) - np.float32(start) for corners, start in ((corners_x, left), (corners_y, top)))
     ids = np.full((bottom - top, right - left), -1, np.int32)
     fill = cv2.fillConvexPoly
-    for number, quad in enumerate(fixed(quads)):
+    for number, quad in enumerate(fixed(np.stack([px, py], axis=2))):
         fill(ids, quad, number, cv2.LINE_8, 4)
     mask = ids >= 0
-    y, x = np.nonzero(mask)
-    k = ids[y, x]
-    quads = quads.astype(np.float32)
-    p = np.stack([x, y], axis=1).astype(np.float32) + 0.5 - quads[k, 0]
-    across, down, diagonal = (quads[:, i] - quads[:, 0] for i in (1, 3, 2))
-    # Two triangles a facet, on either side of the diagonal; in each the place is linear.
-    side = p[:, 0] * diagonal[k, 1] - p[:, 1] * diagonal[k, 0] > 0
-    u1, v1 = _solve(across, diagonal - across)
-    u2, v2 = _solve(diagonal - down, down)
-    u, v = (np.where(side[:, None], one[k], two[k]) for one, two in ((u1, u2), (v1, v2)))
-    u, v = np.clip((u * p).sum(axis=1), 0, 1), np.clip((v * p).sum(axis=1), 0, 1)
-    column, row = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
-    column[mask] = columns[c[k]] + u * (columns[c[k] + 1] - columns[c[k]])
-    row[mask] = rows[r[k]] + v * (rows[r[k] + 1] - rows[r[k]])
-    return Seen((slice(top, bottom), slice(left, right)), mask, column, row)
+    place = np.flatnonzero(mask)
+    k = ids.ravel()[place]
+    # Two triangles a facet, on either side of the diagonal; in each, the place is linear: u = a x + b y, v = c x + d y.
+    dx, dy = (p - p[:, :1] for p in (px, py))  # from the first corner: across 1, diagonal 2, down 3
+    upper = _solve(dx[:, 1], dy[:, 1], dx[:, 2] - dx[:, 1], dy[:, 2] - dy[:, 1])
+    lower = _solve(dx[:, 2] - dx[:, 3], dy[:, 2] - dy[:, 3], dx[:, 3], dy[:, 3])
+    at_x = (place % ids.shape[1]).astype(np.float32) + np.float32(0.5) - px[k, 0]
+    at_y = (place // ids.shape[1]).astype(np.float32) + np.float32(0.5) - py[k, 0]
+    half = (at_x * dy[k, 2] - at_y * dx[k, 2] <= 0) + 2 * k
+    a, b, c_, d = (np.stack(pair, axis=1).ravel()[half] for pair in zip(upper, lower))
+    u, v = np.clip(a * at_x + b * at_y, 0, 1), np.clip(c_ * at_x + d * at_y, 0, 1)
+    column, row = np.zeros(ids.size, np.float32), np.zeros(ids.size, np.float32)
+    column[place] = columns[c][k] + u * np.diff(columns)[c][k]
+    row[place] = rows[r][k] + v * np.diff(rows)[r][k]
+    return Seen((slice(top, bottom), slice(left, right)), mask, column.reshape(ids.shape), row.reshape(ids.shape))
+
+
+def _least(corners):
+    return np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
+
+
+def _most(corners):
+    return np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
 
 
 def _steps(count: int, step: int) -> Int[np.ndarray, "n"]:
     return np.unique(np.append(np.arange(0, count, step), count - 1))
 
 
-def _solve(a: Float32[np.ndarray, "n 2"], b: Float32[np.ndarray, "n 2"]) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, "n 2"]]:
-    """For p = u a + v b: the vectors whose products with p are u and v."""
-    det = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    det = np.where(np.abs(det) < 1e-6, 1e-6, det)[:, None]
-    return np.stack([b[:, 1], -b[:, 0]], axis=1) / det, np.stack([-a[:, 1], a[:, 0]], axis=1) / det
+def _solve(ax, ay, bx, by):
+    """For p = u a + v b: the factors of p's x and y in u, and in v."""
+    det = ax * by - ay * bx
+    det = 1 / np.where(np.abs(det) < 1e-6, np.float32(1e-6), det)
+    return by * det, -bx * det, -ay * det, ax * det
 
 
 def normals(points: Float[np.ndarray, "r c 3"]) -> Float[np.ndarray, "r c 3"]:
@@ -137,34 +144,57 @@ def spline(points: Real[np.ndarray, "n d"] | list, closed: bool = False, steps: 
     return curve if closed else np.concatenate([curve, p[-2:-1]])
 
 
-class Sheet:
-    """A flat piece of paper with its own units, on which masks are drawn: `scale` pixels a unit, (left, top) in units."""
+@dataclass(frozen=True)
+class Layer:
+    """A painted piece of the canvas, as planes."""
 
-    def __init__(self, pixels: Float32[np.ndarray, "h w k"], scale: float, left: float, top: float):
+    window: tuple[slice, slice]
+    rgb: Float32[np.ndarray, "3 h w"]
+    alpha: Float32[np.ndarray, "h w"]
+
+    def over(self, canvas: Float32[np.ndarray, "3 H W"]) -> None:
+        rows, columns = self.window
+        for plane, colour in zip(canvas, self.rgb):
+            part = plane[rows, columns]
+            part += (colour - part) * self.alpha
+
+
+class Sheet:
+    """A flat piece of paper with its own units, on which masks are drawn: `scale` pixels a unit, (left, top) in units.
+
+    Pixels are planes, one a channel: on planes NumPy is several times faster.
+    """
+
+    def __init__(self, pixels: Float32[np.ndarray, "k h w"], scale: float, left: float, top: float):
         self.pixels, self.scale, self.left, self.top = pixels, scale, left, top
-        self.x = ((np.arange(pixels.shape[1], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(left))[None, :]
-        self.y = ((np.arange(pixels.shape[0], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(top))[:, None]
+        self.x = ((np.arange(pixels.shape[2], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(left))[None, :]
+        self.y = ((np.arange(pixels.shape[1], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(top))[:, None]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1:]
 
     def window(self, x0: float, y0: float, x1: float, y1: float) -> "Sheet":
         """The part between two corners, on the same pixels."""
-        h, w = self.pixels.shape[:2]
+        h, w = self.size
         i0, i1 = (int(np.clip(round((v - self.top) * self.scale), 0, h)) for v in (y0, y1))
         j0, j1 = (int(np.clip(round((v - self.left) * self.scale), 0, w)) for v in (x0, x1))
         i1, j1 = max(i1, min(i0 + 1, h)), max(j1, min(j0 + 1, w))
-        return Sheet(self.pixels[i0:i1, j0:j1], self.scale, self.left + j0 / self.scale, self.top + i0 / self.scale)
+        return Sheet(self.pixels[:, i0:i1, j0:j1], self.scale, self.left + j0 / self.scale, self.top + i0 / self.scale)
 
     def _fixed(self, points: Points) -> Int[np.ndarray, "*n 2"]:
         return fixed((np.asarray(points, np.float64) - (self.left, self.top)) * self.scale)
 
     def fill(self, *outlines: Points, soft: float = 0.0) -> Float32[np.ndarray, "h w"]:
-        mask = np.zeros(self.pixels.shape[:2], np.uint8)
+        mask = np.zeros(self.size, np.uint8)
         for outline in outlines:
             cv2.fillPoly(mask, [self._fixed(outline)], 255, cv2.LINE_AA, 4)
         return self._soft(mask, soft)
 
     def line(self, *curves: Points, width: float, soft: float = 0.0) -> Float32[np.ndarray, "h w"]:
         """Lines of `width` units; below a pixel they get fainter instead."""
-        mask = np.zeros(self.pixels.shape[:2], np.uint8)
+        mask = np.zeros(self.size, np.uint8)
         pixels = width * self.scale
         cv2.polylines(mask, [self._fixed(curve) for curve in curves], False, min(255, round(255 * pixels)), max(1, round(pixels)), cv2.LINE_AA, 4)
         return self._soft(mask, soft)
@@ -188,14 +218,36 @@ class Sheet:
         return np.clip((np.float32(radius) - np.hypot(self.x - np.float32(x), self.y - np.float32(y))) / np.float32(edge) + 0.5, 0, 1)
 
     def paint(self, colour, mask: Float32[np.ndarray, "h w"], opacity: float = 1.0) -> None:
-        """Lays a colour, or a picture of this size, over the first three channels as far as the mask is opaque."""
-        rgb = self.pixels[..., :3]
-        mask = mask[..., None] * np.float32(opacity)
-        rgb += (np.asarray(colour, np.float32) - rgb) * mask
+        """Lays a colour, or a picture of this size (3, h, w), over the first three channels as far as the mask is opaque."""
+        if opacity != 1:
+            mask = mask * np.float32(opacity)
+        for plane, value in zip(self.pixels, np.asarray(colour, np.float32)):
+            plane += (value - plane) * mask
+
+    def dab(self, colour, x: float, y: float, width: float, height: float, opacity: float) -> None:
+        """Paints a Gaussian spot."""
+        part = self.window(x - 3 * width, y - 3 * height, x + 3 * width, y + 3 * height)
+        part.paint(colour, part.spot(x, y, width, height), opacity)
 
     def darken(self, channel: int, mask: Float32[np.ndarray, "h w"], amount: float) -> None:
         """Multiplies one channel by 1 - amount * mask."""
-        self.pixels[..., channel] *= 1 - np.float32(amount) * mask
+        self.pixels[channel] *= 1 - np.float32(amount) * mask
+
+    def shade(self, channel: int, x: float, y: float, width: float, height: float, amount: float) -> None:
+        """Darkens by a Gaussian spot."""
+        part = self.window(x - 3 * width, y - 3 * height, x + 3 * width, y + 3 * height)
+        part.darken(channel, part.spot(x, y, width, height), amount)
+
+
+def blend(start, end, share: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "3 h w"]:
+    """A picture in colours from `start` (share 0) to `end` (share 1)."""
+    start, end = (np.asarray(c, np.float32)[:, None, None] for c in (start, end))
+    return start + (end - start) * share.astype(np.float32)
+
+
+def times(colour, light: Float[np.ndarray, "*k h w"]) -> Float32[np.ndarray, "3 h w"]:
+    """A colour under light."""
+    return np.asarray(colour, np.float32)[:, None, None] * light
 
 
 def mirrored(points: list[tuple[float, float]] | Points, side: int, x: float = 0.0, y: float = 0.0) -> Points:

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipeline.people.hair import Layer, Shell, Style
+from data_pipeline.people.haircut import Shell, Style
 from data_pipeline.people.head import Head, Profile, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
 from data_pipeline.people.picture import COLOURS, Picture
-from data_pipeline.people.surface import Sheet, View, mirrored, normals, rasterise, spline
+from data_pipeline.people.surface import Layer, Seen, Sheet, View, blend, mirrored, normals, rasterise, spline, times
 
 SCARF = Style((-0.84, -0.70, 1.3, 1.4, 1.4), top=0.16, front=0.13, side=0.17, flow="back", length=1.4, flare=0.02, ragged=0.0)
 
@@ -21,10 +21,10 @@ def _rgb(name: str) -> np.ndarray:
 # Neck and clothes
 
 
-def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Picture, view: View, shading: Shading, rng: np.random.Generator) -> None:
+def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Picture, view: View, shading: Shading, rng: np.random.Generator) -> None:
     sheet = Sheet(canvas, view.scale, -view.origin[0] / view.scale, -view.origin[1] / view.scale)
     sheet = sheet.window(-3.2, 0.0, 3.2, 9.0)
-    if sheet.pixels.shape[0] < 2:
+    if sheet.size[0] < 2:
         return
     turn = 0.006 * picture.yaw  # the breast turns a little with the head
     neck = person.neck
@@ -58,8 +58,8 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         return (np.array(curve) if sharp else spline(curve)) + (turn, 0)
 
     def wear(colour, mask, pattern=None):
-        tone = shade * (1 if pattern is None else pattern[..., None])
-        sheet.paint(np.minimum(colour * 0.94 + 0.015, 1) * tone, mask)
+        tone = shade if pattern is None else shade * pattern
+        sheet.paint(times(np.minimum(colour * 0.94 + 0.015, 1), tone), mask)
 
     def garment(width: float, low: float, sharp: bool = False):
         return np.concatenate([outer, opening(width, low, sharp)[::-1]])
@@ -92,11 +92,11 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         hood = spline([(-neck * 1.7, 1.25), (-neck * 1.75, 0.85), (-neck * 1.1, 0.45), (0, 0.35), (neck * 1.1, 0.45), (neck * 1.75, 0.85), (neck * 1.7, 1.25)])
         # Behind the neck: only what the neck leaves free.
         around = sheet.fill(hood) * (1 - sheet.fill(_neck_outline(person, top, turn)))
-        sheet.paint(colour * 0.45 * shade, around)
+        sheet.paint(times(colour * 0.45, shade), around)
     if kind == "tank top":
         skin = np.array(person.skin, np.float32)
-        tone = shading.tone(shading.skin, np.clip(shade[..., 0] / (shading.plain[-1, 0]), 0, 1) ** 1.1)
-        sheet.paint(skin * tone, sheet.fill(outer), 1.0)
+        tone = shading.tone(shading.skin, np.clip(shade[0] / shading.plain[0, -1], 0, 1) ** 1.1)
+        sheet.paint(times(skin, tone), sheet.fill(outer))
         for side in (-1, 1):
             bone = spline(mirrored([(0.14, 1.10), (0.5, 1.02), (wide * 0.55, 1.06 + slope)], side, turn))
             sheet.paint(skin * (0.45, 0.32, 0.30), sheet.line(bone, width=0.05, soft=0.035), 0.35)
@@ -116,7 +116,7 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
     elif kind == "sweater":
         pattern = 0.93 + 0.07 * np.cos((sheet.x - turn) * 2 * np.pi / 0.11) * np.cos(sheet.y * 2 * np.pi / 0.16)
     elif kind == "denim jacket":
-        pattern = 0.95 + 0.10 * (rng.random(sheet.pixels.shape[:2], dtype=np.float32) - 0.5)
+        pattern = 0.95 + 0.10 * (rng.random(sheet.size, dtype=np.float32) - 0.5)
     width = {"hoodie": neck * 1.35, "shirt": neck * 0.95, "denim jacket": neck * 1.25}.get(kind, neck * 1.12)
     sharp = kind in ("shirt", "denim jacket")
     if kind == "denim jacket":
@@ -127,7 +127,7 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
     if kind == "striped shirt":
         light = np.minimum(_rgb("white") * 0.95, 1) if picture.colour != "white" else _rgb("blue")
         wear(light, mask)
-        sheet.paint(colour * shade, mask * pattern)
+        sheet.paint(times(colour, shade), mask * pattern)
     else:
         wear(colour, mask, pattern)
     if kind in ("t-shirt", "sweater", "striped shirt", "hoodie"):
@@ -139,7 +139,7 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         for side in (-1, 1):
             string = spline(mirrored([(0.22, dip - 0.02), (0.25, dip + 0.30), (0.22, dip + 0.75)], side, turn))
             sheet.paint(colour * 0.25, sheet.line(string + (0.02, 0.02), width=0.05, soft=0.02), 0.5)
-            sheet.paint(np.array([0.93, 0.92, 0.88]) * shade, sheet.line(string, width=0.04))
+            sheet.paint(times((0.93, 0.92, 0.88), shade), sheet.line(string, width=0.04))
             fold = spline(mirrored([(neck * 1.35, 0.72), (neck * 1.75, 1.0), (0.70, 1.35), (0.25, dip + 0.1)], side, turn))
             sheet.paint(colour * 0.25, sheet.line(fold, width=0.05, soft=0.03), 0.5)
     elif kind == "turtleneck":
@@ -151,8 +151,8 @@ def draw_body(canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Pic
         normal[..., 2] = np.sqrt(np.maximum(1 - normal[..., 0] ** 2, 0.02))
         ribs = 0.94 + 0.06 * np.cos(sheet.x * 2 * np.pi / 0.085)
         tone = shading.tone(shading.plain, shading.reach(normal.astype(np.float32)) * ribs)
-        tone = tone * (1 - 0.45 * sheet.spot(turn, 0.52, neck * 1.0, 0.15))[..., None]
-        sheet.paint(np.minimum(colour * 1.02, 1) * tone, sheet.fill(shape))
+        tone = tone * (1 - 0.45 * sheet.spot(turn, 0.52, neck * 1.0, 0.15))
+        sheet.paint(times(np.minimum(colour * 1.02, 1), tone), sheet.fill(shape))
     elif kind in ("shirt", "denim jacket"):
         for side in (-1, 1):
             leaf = mirrored([(width * 0.96, 0.62), (width * 1.14, 0.82), (width * 1.22, 1.10), (0.46, 1.42), (0.22, 1.36), (width * 0.66, 1.0)], side, turn)
@@ -193,11 +193,11 @@ def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: float
     shadow = part.spot(cx * 0.55 - 0.12 * shading.lamp[0], cy - 0.10, w * 0.95, 0.27) + part.spot(cx * 0.3, cy - 0.45, w * 1.1, 0.4)
     reach = reach * (1 - 0.62 * np.clip(shadow, 0, 1))
     reach = reach * (1 - 0.25 * part.spot(turn, 1.02, 0.09, 0.08))
-    part.paint(np.array(person.skin) * shading.tone(shading.skin, reach), mask)
+    part.paint(times(person.skin, shading.tone(shading.skin, reach)), mask)
 
 
-def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: np.random.Generator) -> Float32[np.ndarray, "h w 3"]:
-    h, w = sheet.pixels.shape[:2]
+def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: np.random.Generator) -> Float32[np.ndarray, "3 h w"]:
+    h, w = sheet.size
     small = max(2, h // 4), max(2, w // 4)
     y = np.linspace(sheet.y[0, 0], sheet.y[-1, 0], small[0], dtype=np.float32)[:, None]
     x = np.linspace(sheet.x[0, 0], sheet.x[0, -1], small[1], dtype=np.float32)[None, :]
@@ -214,7 +214,7 @@ def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: 
     slope_y, slope_x = np.gradient(bulge, step_y, step_x)
     normal = np.stack([-slope_x, -slope_y * 0.8, np.ones_like(bulge)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    return cv2.resize(shading.tone(shading.plain, shading.reach(normal.astype(np.float32))), (w, h), interpolation=cv2.INTER_LINEAR)
+    return shading.tone(shading.plain, cv2.resize(shading.reach(normal.astype(np.float32)), (w, h), interpolation=cv2.INTER_LINEAR))
 
 
 # Hats
@@ -233,20 +233,23 @@ def _dome(person: Person, thick: float, low: float, rise: float, columns: int = 
     return points + out * thick, np.broadcast_to(angle, y.shape), np.broadcast_to(t, y.shape)
 
 
-def _cloth(points, values, view: View, shading: Shading, canvas, back: bool = False):
-    """Rasterises a surface: what is seen, its light, and `values` at every pixel."""
+def _cloth(points, values: list, view: View, shading: Shading, canvas: tuple[int, int], back: bool = False):
+    """Rasterises a surface: what is seen, its light, how it faces the viewer, and `values` at every pixel. None when nothing is seen."""
     turned = view.space(points)
     seen = rasterise(view.flat(turned), turned[..., 2], canvas, 1, back)
     if seen is None:
         return None
     normal = normals(points) @ view.rotation.T * (-1 if back else 1)
-    grid = np.concatenate([shading.reach(normal)[..., None], normal[..., 2:], values], axis=-1).astype(np.float32)
-    return seen, np.moveaxis(np.stack([seen.sample(np.ascontiguousarray(grid[..., i])) for i in range(grid.shape[-1])], axis=-1), -1, 0)
+    grids = (shading.reach(normal), normal[..., 2], *(np.broadcast_to(v, points.shape[:2]) for v in values))
+    return seen, seen.sample(*(np.ascontiguousarray(g, np.float32) for g in grids))
 
 
-def _layer(seen, colour, reach, alpha, shading: Shading) -> Layer:
-    rgb = np.minimum(colour, 1) * shading.tone(shading.plain, np.clip(reach, 0, 1))
-    return Layer(seen.window, rgb.astype(np.float32), np.clip(alpha * seen.mask, 0, 1).astype(np.float32))
+def _layer(seen: Seen, colour, reach, alpha, shading: Shading) -> Layer:
+    """`colour` is one colour or a picture of colours."""
+    colour = np.minimum(np.asarray(colour, np.float32), 1)
+    colour = colour[:, None, None] if colour.ndim == 1 else colour
+    alpha = np.clip(alpha * seen.mask, 0, 1).astype(np.float32)
+    return Layer(seen.window, (colour * shading.tone(shading.plain, np.clip(reach, 0, 1))).astype(np.float32), alpha)
 
 
 def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, canvas: tuple[int, int]) -> tuple[list[Layer], list[Layer]]:
@@ -260,7 +263,7 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
         points, angle, t = _dome(person, 0.13, -0.60, 0.55)
         points = points - np.array([0, 0.10, 0]) * (1 - t[..., None])
         points += normals(points) * (0.035 * np.clip((t - 0.74) / 0.03, 0, 1))[..., None]
-        found = _cloth(points, np.stack([angle, t], axis=-1), view, shading, canvas)
+        found = _cloth(points, [angle, t], view, shading, canvas)
         if found:
             seen, (reach, facing, a, t) = found
             ribs = 0.90 + 0.12 * np.cos(a * 44) * np.clip(view.scale / 90, 0.3, 1)
@@ -274,16 +277,16 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
         if straw:
             points = points - np.array([0, 0.14, 0]) * (1 - t[..., None])
         ring = points[-1]
-        found = _cloth(points, np.stack([angle, t], axis=-1), view, shading, canvas)
+        found = _cloth(points, [angle, t], view, shading, canvas)
         if found:
             seen, (reach, facing, a, t) = found
             if straw:
                 grain = 0.92 + 0.09 * np.cos(a * 60) * np.cos(t * 70) * np.clip(view.scale / 90, 0.3, 1)
-                band = np.clip((t - 0.78) * 30, 0, 1)[..., None]
-                paint = tint * grain[..., None] * (1 - band) + colour * band
+                band = np.clip((t - 0.78) * 30, 0, 1)
+                paint = times(tint, grain * (1 - band)) + times(colour, band)
             else:
                 seam = 1 - 0.35 * np.exp(-(((np.mod(a / (np.pi / 3) + 0.5, 1) - 0.5) / 0.02) ** 2))
-                paint = tint * seam[..., None]
+                paint = times(tint, seam)
             front.append(_layer(seen, paint, reach * np.clip(0.4 + facing, 0, 1), np.ones_like(reach), shading))
         # The brim: a strip from the cap's edge outwards.
         out = np.linspace(0, 1, 9)[:, None]
@@ -311,7 +314,7 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
                 index = np.concatenate([index[a[0][index] > 0], index[a[0][index] < 0]])
             strip = brim[:, index]
             for back in (True, False):
-                found = _cloth(strip, np.broadcast_to(out[..., None], (*strip.shape[:2], 1)), view, shading, canvas, back)
+                found = _cloth(strip, [out], view, shading, canvas, back)
                 if found:
                     seen, (reach, facing, o) = found
                     layers.append(
@@ -325,7 +328,7 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
                     )
     elif kind == "headband":
         points, angle, t = _dome(person, 0.155, -0.62, 0.25)
-        found = _cloth(points, np.stack([angle, points[..., 1] - 0.25 * (1 - np.cos(angle)) / 2], axis=-1), view, shading, canvas)
+        found = _cloth(points, [angle, points[..., 1] - 0.25 * (1 - np.cos(angle)) / 2], view, shading, canvas)
         if found:
             seen, (reach, facing, a, y) = found
             alpha = np.clip((0.13 - np.abs(y + 0.80)) * sharp + 0.5, 0, 1)
@@ -341,20 +344,20 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
             np.broadcast_arrays(0 * angle, -0.86 - 0.62 * up - 0.12 * (1 - np.cos(angle)) * -0.5, 0 * angle), axis=-1
         )
         for back, layers in ((True, behind), (False, front)):
-            found = _cloth(points, np.stack(np.broadcast_arrays(angle, up), axis=-1), view, shading, canvas, back)
+            found = _cloth(points, [angle, up], view, shading, canvas, back)
             if found:
                 seen, (reach, facing, a, u) = found
                 spike = 0.42 + 0.52 * (1 - np.abs(np.mod(a / (2 * np.pi / 11), 1) - 0.5) * 2)
                 alpha = np.clip((spike - u) * sharp * 0.6 + 0.5, 0, 1)
-                gold = np.array([0.93, 0.70, 0.26]) * (0.7 + 0.6 * np.clip(np.cos(a * 3 + 1), 0, 1) ** 3)[..., None]
-                jewel = (np.exp(-(((np.mod(a / (2 * np.pi / 11), 1) - 0.5) / 0.16) ** 2 + ((u - 0.22) / 0.10) ** 2)) > 0.5)[..., None]
-                layers.append(_layer(seen, np.where(jewel, colour, gold * (0.55 if back else 1.1)), reach * np.clip(0.5 + facing, 0, 1), alpha, shading))
+                gold = times((0.93, 0.70, 0.26), 0.7 + 0.6 * np.clip(np.cos(a * 3 + 1), 0, 1) ** 3)
+                jewel = (np.exp(-(((np.mod(a / (2 * np.pi / 11), 1) - 0.5) / 0.16) ** 2 + ((u - 0.22) / 0.10) ** 2)) > 0.5)
+                layers.append(_layer(seen, np.where(jewel, colour[:, None, None], gold * (0.55 if back else 1.1)), reach * np.clip(0.5 + facing, 0, 1), alpha, shading))
     return behind, front
 
 
 def draw_scarf(person: Person, picture: Picture, hair: Shell, view: View, shading: Shading, canvas: tuple[int, int], back: bool = False) -> Layer | None:
     """A headscarf, given as a shell of the style SCARF."""
-    found = _cloth(hair.points, np.concatenate([hair.inside[..., :1], hair.strand], axis=-1), view, shading, canvas, back)
+    found = _cloth(hair.points, [hair.inside, hair.across, hair.along], view, shading, canvas, back)
     if found is None:
         return None
     seen, (reach, facing, inside, across, along) = found
@@ -371,7 +374,7 @@ def draw_scarf(person: Person, picture: Picture, hair: Shell, view: View, shadin
 
 
 def draw_glasses(
-    canvas: Float32[np.ndarray, "H W 3"], person: Person, picture: Picture, shape: Head, view: View, shading: Shading, rng: np.random.Generator
+    canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Picture, shape: Head, view: View, shading: Shading, rng: np.random.Generator
 ) -> None:
     if picture.glasses == "none":
         return
@@ -412,7 +415,7 @@ def draw_glasses(
         if picture.glasses == "sunglasses":
             low, high = rim[:, 1].min(), rim[:, 1].max()
             fade = np.clip((part.y - low) / (high - low), 0, 1) + 0 * part.x
-            dark = np.array([0.07, 0.07, 0.09]) + np.array([0.24, 0.18, 0.13]) * fade[..., None] ** 2
+            dark = blend((0.07, 0.07, 0.09), (0.31, 0.25, 0.22), fade**2)
             part.paint(dark, lens, 0.93)
         middle = rim.mean(axis=0)
         streak = np.exp(-((((part.x - middle[0]) + 0.6 * (part.y - middle[1])) / (0.07 * scale) + 1.4) ** 2))
