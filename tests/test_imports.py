@@ -92,3 +92,24 @@ def test_importing_does_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"opened": [], "environ": {}, "backends": [], "heavy": []}
     assert not list(tmp_path.iterdir())
+
+
+PIPELINE = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in ROOT.glob("data_pipeline/**/*.py") if p.stem != "__init__"}
+
+
+@pytest.mark.parametrize("module", sorted(PIPELINE))
+def test_data_pipeline_imports_no_other_framework(module):
+    """It may use all of infu_jax, which uses none of it (above)."""
+    assert not {name.split(".")[0] for name in imported(PIPELINE[module])} & FORBIDDEN - {"data_pipeline"}
+
+
+def test_importing_data_pipeline_does_nothing(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "no_such_platform", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    env.pop("LD_LIBRARY_PATH", None)
+    command = [sys.executable, "-B", "-c", IMPORT_ALL, *sorted(PIPELINE)]
+    done = subprocess.run(command, env=env | {"TMPDIR": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["environ"].pop("LD_LIBRARY_PATH", None)  # set by OpenCV, which TFDS imports
+    assert found == {"opened": [], "environ": {}, "backends": [], "heavy": []}
+    assert not list(tmp_path.iterdir())
