@@ -18,6 +18,7 @@ from PIL import Image
 from data_pipeline import records
 from data_pipeline.records import Caption, PictureError, Record, decode, encode, open_records, read_picture
 from infu_jax.errors import InputError
+from tests.conftest import ROOT
 from tests.data_pipeline.conftest import portrait
 
 
@@ -185,3 +186,10 @@ def test_pictures_that_are_refused():
         read_picture(encoded(image), "x", max_pixels=200_000)
     preview = [Image.fromarray(image), Image.fromarray(small)]
     np.testing.assert_allclose(read_picture(encoded(preview[0], "MPO", save_all=True, append_images=preview[1:]), "x").shape, image.shape)
+
+
+def test_readme_names_every_field():
+    text = (ROOT / "data_pipeline" / "README.md").read_text()
+    assert f"Version **{records.VERSION}**" in text
+    assert [name for name in records.features() if f"`{name}`" not in text] == []
+    assert set(records.features()) == set(Record.__dataclass_fields__)
