@@ -81,15 +81,10 @@ def _skin(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) ->
     sheet.dab(red, 0, person.chin - 0.15, 0.2, 0.12, 0.13)
     if person.freckles:
         count = person.freckles
-        across, down, size, strength = (
-            rng.normal(0, 0.38, count),
-            rng.normal(0.40, 0.13, count),
-            rng.uniform(0.006, 0.013, count),
-            rng.uniform(0.25, 0.6, count),
-        )
-        for x, y, r, s in zip(across, down, size, strength):
-            part = sheet.window(x - 0.03, y - 0.03, x + 0.03, y + 0.03)
-            part.paint(skin * (0.72, 0.50, 0.38), part.disc(x, y, r, 0.012), s)
+        x, y = rng.normal(0, 0.38, count), rng.normal(0.40, 0.13, count)
+        part = sheet.window(-1.0, -0.1, 1.0, 0.9)
+        dots = part.dots(x, y, rng.uniform(0.008, 0.015, count), rng.uniform(0.25, 0.6, count), soft=0.005)
+        part.paint(skin * (0.72, 0.50, 0.38), dots)
     for x, y in person.moles:
         part = sheet.window(x - 0.06, y - 0.06, x + 0.06, y + 0.06)
         part.paint(skin * (0.36, 0.24, 0.20), part.disc(x, y, 0.024, 0.018), 0.9)
@@ -127,8 +122,8 @@ def _age(sheet: Sheet, person: Person, face: Face) -> None:
         sheet.darken(LIGHT, sheet.line(spline(mirrored(bag, side, side * p.eye_x)), width=0.03, soft=0.024), 0.13 + 0.40 * years)
         if years > 0.12:
             outer = side * (p.eye_x + p.eye_width + 0.05)
-            crows = [spline(mirrored([(0, -0.02 + k * 0.03), (0.09, -0.03 + k * 0.055), (0.16, -0.05 + k * 0.09)], side, outer)) for k in (0, 1, 2)]
-            sheet.darken(LIGHT, sheet.line(*crows, width=0.011, soft=0.007), 0.55 * years)
+            crows = [spline(mirrored([(0, -0.01 + k * 0.03), (0.06, -0.02 + k * 0.05), (0.115, -0.035 + k * 0.075)], side, outer)) for k in (0, 1, 2)]
+            sheet.darken(LIGHT, sheet.line(*crows, width=0.014, soft=0.011), 0.40 * years)
             jowl = [(corner[0] + 0.03, corner[1] + 0.12), (corner[0] + 0.08, corner[1] + 0.26), (corner[0] + 0.05, corner[1] + 0.36)]
             sheet.darken(LIGHT, sheet.line(spline(mirrored(jowl, side)), width=0.03, soft=0.025), 0.45 * years)
         if face.frown > 0 or years > 0.5:
@@ -222,14 +217,14 @@ def _brow(sheet: Sheet, person: Person, face: Face, side: int, rng: np.random.Ge
     natural = p.hair_colour not in ("pink", "blue", "purple", "green")
     colour = hair * (0.62 if grey else 0.72) if natural else np.array((0.20, 0.14, 0.12))
     colour = np.minimum(colour, np.array(p.skin) * 0.72)
-    sheet.paint(colour, shape * fade, 0.72)
-    strokes = []
-    for u, t, length in zip(rng.random(46) ** 0.9, rng.random(46), rng.uniform(0.045, 0.085, 46)):
-        k = min(int(u * (len(low) - 1)), len(low) - 1)
-        root = low[k] * (1 - t) + high[k] * t
-        strokes.append(np.array([root, root + np.array([side * (0.3 + 1.0 * u), -0.75 + 0.95 * u + 0.3 * t]) * length * (1.1 - 0.4 * u)]))
-    sheet.paint(colour * 0.6, sheet.line(*strokes[:30], width=0.011) * fade, 0.75)
-    sheet.paint(np.minimum(colour * 1.4, 1), sheet.line(*strokes[30:], width=0.009) * fade, 0.4)
+    sheet.paint(colour, shape * fade, 0.66)
+    u, t, length = rng.random(110) ** 0.9, rng.random(110)[:, None], rng.uniform(0.045, 0.085, 110)
+    k = np.minimum((u * (len(low) - 1)).astype(int), len(low) - 1)
+    root = low[k] * (1 - t) + high[k] * t
+    lean = np.stack([side * (0.3 + u), -0.75 + 0.95 * u + 0.3 * t[:, 0]], axis=1)
+    hairs = np.stack([root, root + lean * (length * (1.1 - 0.4 * u))[:, None]], axis=1)
+    sheet.paint(colour * 0.62, sheet.strokes(hairs[:70], width=0.0065) * fade, 0.8)
+    sheet.paint(np.minimum(colour * 1.4, 1), sheet.strokes(hairs[70:], width=0.006) * fade, 0.4)
     sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], shape * 0.5)
 
 

@@ -11,6 +11,7 @@ from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
 from data_pipeline.people.surface import Layer, View, rasterise, times
 
+
 @lru_cache(maxsize=8)
 def _strands(seed: int) -> tuple[Float32[np.ndarray, "64 1024"], Float32[np.ndarray, "64 256"]]:
     """Noise along strands: single ones and locks. Columns are strands."""
@@ -53,7 +54,7 @@ def draw_hair(person: Person, style: Style, hair: Shell, view: View, shading: Sh
     alpha = np.clip((inside + ragged * (1.5 * lock + noise - 1.25)) * sharp + 0.5, 0, 1) * seen.mask
     if back:
         dark = np.array(person.hair, np.float32) * shading.tone(shading.plain, np.array(0.5))
-        return Layer(seen.window, times(dark, 0.20 + 0.16 * lock), alpha)
+        return Layer(seen.window, times(dark, 0.26 + 0.24 * lock), alpha)
 
     rotate = view.rotation.astype(np.float32).T
     normal = hair.normals @ rotate

@@ -44,10 +44,10 @@ STYLES = {
     "crop": Style(SHORT, top=0.13, front=0.12, side=0.045, flow="sweep", ragged=0.08, thin=0.12),
     "fringe": Style((-0.52, -0.48, 0.18, -0.04, 0.90), top=0.17, front=0.13, side=0.10, flow="crown", ragged=0.10),
     "side part": Style(SHORT, top=0.19, front=0.17, side=0.06, flow="part", ragged=0.04, thin=0.06),
-    "quiff": Style((-1.0, -0.76, 0.12, -0.16, 0.82), top=0.27, front=0.36, side=0.035, flow="back", ragged=0.04, thin=0.22),
+    "quiff": Style((-1.0, -0.76, 0.12, -0.16, 0.82), top=0.32, front=0.42, side=0.035, flow="back", ragged=0.04, thin=0.22),
     "swept back": Style((-1.03, -0.80, 0.15, -0.08, 0.95), top=0.16, front=0.15, side=0.07, flow="back", ragged=0.03),
-    "curly": Style((-0.86, -0.62, 0.10, -0.06, 0.9), top=0.30, front=0.27, side=0.17, flow="crown", curl=1.0, ragged=0.12),
-    "afro": Style((-0.88, -0.66, 0.10, 0.10, 0.9), top=0.58, front=0.44, side=0.46, flow="crown", curl=1.0, ragged=0.10),
+    "curly": Style((-0.86, -0.62, 0.12, 0.06, 0.6), top=0.30, front=0.27, side=0.17, flow="crown", curl=1.0, ragged=0.12),
+    "afro": Style((-0.88, -0.66, 0.14, 0.22, 0.42), top=0.56, front=0.42, side=0.46, flow="crown", curl=1.0, ragged=0.10),
     "receding": Style((-1.42, -1.12, 0.14, -0.12, 0.86), top=0.02, front=0.02, side=0.06, flow="crown", ragged=0.06, thin=0.30),
     "pixie": Style((-0.56, -0.44, 0.26, 0.10, 0.95), top=0.21, front=0.17, side=0.11, flow="sweep", ragged=0.12),
     "bob": Style((-0.98, -0.80, 1.05, 1.15, 1.15), top=0.18, front=0.15, side=0.19, flow="part", length=1.15, flare=0.10, ragged=0.05),
@@ -55,7 +55,7 @@ STYLES = {
     "long bangs": Style((-0.44, -0.38, 2.2, 2.3, 2.3), top=0.18, front=0.15, side=0.16, flow="crown", length=2.3, flare=0.10, ragged=0.08),
     "long straight": Style((-1.0, -0.82, 2.2, 2.3, 2.3), top=0.15, front=0.13, side=0.14, flow="part", length=2.3, flare=0.08, ragged=0.08),
     "long wavy": Style((-0.98, -0.80, 2.1, 2.2, 2.2), top=0.20, front=0.17, side=0.24, flow="part", length=2.2, flare=0.28, wave=1.0, ragged=0.12),
-    "long curly": Style((-0.92, -0.70, 1.8, 1.9, 1.9), top=0.34, front=0.27, side=0.36, flow="part", length=1.9, flare=0.34, curl=0.8, ragged=0.16),
+    "long curly": Style((-0.96, -0.74, 1.8, 1.9, 1.9), top=0.27, front=0.19, side=0.25, flow="part", length=1.9, flare=0.38, curl=0.8, ragged=0.16),
     "bun": Style((-1.02, -0.80, 0.10, -0.08, 0.85), top=0.11, front=0.10, side=0.07, flow="back", ragged=0.03, bun=0.40),
     "ponytail": Style((-1.02, -0.80, 0.10, -0.08, 0.85), top=0.12, front=0.11, side=0.07, flow="back", ragged=0.03, bun=0.30),
 }
@@ -103,12 +103,12 @@ def shell(p: Person, style: Style, flatten: float | None = None) -> Shell:
     front, temple, beside, ear, nape = style.edge
     shift = p.hairline + 0.98 if front < -0.7 else 0.0
     if style.long:
+        # An opening for the face, as half an angle at each height: a flat fringe or a round hairline above, locks that come forward below.
         low = np.clip((y - 0.25) / 0.9, 0, 1)
-        open_to = 64 - style.drape * low * low * (3 - 2 * low)  # below the cheeks locks come forward
-        heights = [front + shift, front + 0.06 + shift, temple + shift, min(temple + 0.45, 0.1), 0.5]
-        line = np.where(deg > open_to, length, np.interp(deg, [0, 34, 52, 63, 67], heights))
-        aside = (deg - open_to) / 57  # near the opening the edge is counted sideways
-        inside = np.where((deg > open_to) & (y > -0.2), np.minimum(line - y, aside + 0.02), line - y)
+        fringe = front > -0.7
+        rise = np.clip((y - front - shift) / (0.22 if fringe else 0.62), 0, 1) ** (0.40 if fringe else 0.55)
+        open_to = 64 * rise - style.drape * low * low * (3 - 2 * low)
+        inside = np.minimum((deg - open_to) / 57 + np.maximum(front + shift - y, 0), length - y)
     else:
         heights = [front + shift, front + 0.06 + shift, temple + shift, temple + 0.22, beside, beside, ear, ear, nape, nape]
         inside = np.interp(deg, [0, 34, 52, 64, 75, 84, 91, 105, 117, 180], heights) - y
@@ -126,7 +126,7 @@ def shell(p: Person, style: Style, flatten: float | None = None) -> Shell:
         thick = thick + 0.16 * np.exp(-(((up - 0.78) / 0.22) ** 2)) * np.clip(cos, 0, 1) ** 2
     if flatten is not None:
         thick = np.minimum(thick, flatten + np.clip((y + 0.55) / 0.75, 0, 1) * thick)
-    taper = np.sqrt(np.clip(inside / (0.14 if style.curl else 0.26), 0, 1))
+    taper = np.sqrt(np.clip(inside / (0.26 if not style.curl else max(0.16, 0.9 * style.side)), 0, 1))
     if style.long:
         taper = taper + (1 - taper) * np.clip((deg - 54) / 14, 0, 1)
     thick = thick * (0.10 + 0.90 * taper)
@@ -167,6 +167,9 @@ def shell(p: Person, style: Style, flatten: float | None = None) -> Shell:
         across = across + 0.055 * bend * np.sin(7.0 * along + 2.0 * np.sin(3 * angle) + 6 * p.wave)
 
     inside = inside + 0.05 * np.exp(-(((x - p.parting) / 0.08) ** 2)) * -1.0 * (style.flow == "part") * (deg < 60)
-    ragged = np.where((y > 0.2) | (front > -0.7), style.ragged, 0.35 * style.ragged + 0.012) + 0 * deg
+    # Tips and fringes are ragged, hairlines and the sides of long hair hardly.
+    tips = np.clip(1 - (length - y) / 0.35, 0, 1) if style.long else np.clip((y + 0.1) / 0.3, 0, 1)
+    fringed = (front > -0.7) * np.clip((58 - deg) / 10, 0, 1)
+    ragged = 0.25 * style.ragged + 0.012 + 0.75 * style.ragged * np.maximum(tips, fringed)
     thin = style.thin * np.clip((y - profile.crown - 0.35) / 0.8, 0, 1) if style.top > 0.05 else style.thin + 0 * y
     return make_shell(points, across, along, inside, ragged, thin)

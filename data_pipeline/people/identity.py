@@ -37,33 +37,13 @@ EYES = {
     "grey": (118, 136, 146),
 }
 WOMEN_HAIR = {
-    "long straight": 5,
-    "long wavy": 5,
-    "long curly": 4,
-    "bob": 4,
-    "bangs bob": 3,
-    "long bangs": 3,
-    "pixie": 3,
-    "bun": 4,
-    "afro": 2,
-    "curly": 2,
-    "ponytail": 2,
-}
+    "long straight": 5, "long wavy": 5, "long curly": 4, "bob": 4, "bangs bob": 3, "long bangs": 3, "pixie": 2, "bun": 4, "afro": 2, "curly": 1.5, "ponytail": 3,
+}  # fmt: skip
 MEN_HAIR = {
-    "crop": 5,
-    "side part": 5,
-    "quiff": 4,
-    "swept back": 3,
-    "curly": 4,
-    "buzz": 3,
-    "bald": 2,
-    "receding": 2,
-    "afro": 2,
-    "long straight": 1,
-    "long wavy": 1,
+    "crop": 5, "side part": 5, "quiff": 4, "swept back": 3, "curly": 4, "buzz": 3, "bald": 2, "receding": 2, "afro": 2, "long straight": 0.7, "long wavy": 0.7,
     "fringe": 3,
-}
-BEARDS = {"none": 9, "stubble": 5, "moustache": 2, "goatee": 2, "short beard": 3, "full beard": 3}
+}  # fmt: skip
+BEARDS = {"none": 7.5, "stubble": 5, "moustache": 2, "goatee": 2, "short beard": 3, "full beard": 3}
 
 
 @dataclass(frozen=True)
@@ -178,9 +158,9 @@ def person(number: int) -> Person:
     beard = pick(BEARDS) if man else "none"
     redness = rng.uniform(0.75, 1.0)
     lips = np.clip(skin * np.array([0.90, 0.60, 0.60]) * redness + np.array([0.07, 0.0, 0.02]), 0, 1)
-    makeup = 0.0 if man else float(np.clip(rng.normal(0.45, 0.4), 0, 1))
+    makeup = 0.0 if man else float(np.clip(rng.normal(0.58, 0.35), 0, 1))
     tint = np.array([(0.72, 0.16, 0.22), (0.78, 0.36, 0.36), (0.60, 0.20, 0.30), (0.82, 0.44, 0.40)])[rng.integers(4)]
-    lips = lips + (tint * (1 - 0.35 * melanin) - lips) * 0.6 * makeup
+    lips = lips + (tint * (1 - 0.35 * melanin) - lips) * (0.25 + 0.45 * makeup) * (not man)
 
     cheek = about(0.965, 0.04) if man else about(0.94, 0.04)
     narrow = about(1.0, 0.055)
@@ -189,22 +169,22 @@ def person(number: int) -> Person:
     mouth = nose + (about(0.362, 0.028) if man else about(0.350, 0.026))
     mouth = min(mouth, chin - 0.44)
     wide_nose = about(0.147, 0.018) + 0.035 * melanin + (0.008 if man else -0.006)
-    full = about(0.0, 0.5) + 0.5 * melanin
+    full = about(0.0, 0.5) + 0.5 * melanin + (-0.15 if man else 0.25)
     return Person(
         number=number, gender=gender, age=age, skin=_rgb(skin), lips=_rgb(lips), hair_style=hair_style, hair_colour=hair_colour, hair=_rgb(base),
         eye_colour=eye_colour, iris=_rgb(iris), beard=beard,
-        cheek=cheek, temple=cheek * about(0.955, 0.03), jaw=cheek * narrow * (0.80 if man else 0.73), chin_width=about(0.30, 0.055) + (0.05 if man else -0.02),
-        chin=chin, crown=about(-1.42, 0.045), brow_ridge=about(0.05 if man else 0.015, 0.02), cheekbone=about(0.065, 0.025),
-        eye_x=about(0.435, 0.026), eye_width=about(0.215, 0.017), eye_open=about(0.098 if man else 0.115, 0.014), eye_slant=about(0.028, 0.03),
-        lid=float(rng.beta(1.6, 1.6)), lashes=about(0.5, 0.12) if man else about(1.15, 0.3),
-        brow_y=about(-0.285 if man else -0.315, 0.028), brow_weight=about(0.085 if man else 0.058, 0.016), brow_arch=about(0.02 if man else 0.05, 0.018),
+        cheek=cheek, temple=cheek * about(0.955, 0.03), jaw=cheek * narrow * (0.82 if man else 0.72), chin_width=about(0.30, 0.055) + (0.05 if man else -0.02),
+        chin=chin, crown=about(-1.42, 0.045), brow_ridge=about(0.055 if man else 0.01, 0.018), cheekbone=about(0.065, 0.025),
+        eye_x=about(0.435, 0.026), eye_width=about(0.215, 0.017), eye_open=about(0.095 if man else 0.118, 0.013), eye_slant=about(0.028, 0.03),
+        lid=float(rng.beta(1.6, 1.6)), lashes=about(0.42, 0.1) if man else about(1.25, 0.25),
+        brow_y=about(-0.285 if man else -0.315, 0.028), brow_weight=about(0.092 if man else 0.052, 0.014), brow_arch=about(0.02 if man else 0.05, 0.018),
         brow_tilt=about(0.0, 0.025),
         nose=nose, nose_width=wide_nose, nose_depth=about(0.27, 0.04), nose_bridge=about(0.075, 0.014), nose_up=about(0.0, 0.03),
         mouth=mouth, mouth_width=about(0.355, 0.035) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
         lower_lip=max(0.06, about(0.100, 0.015) + 0.028 * full), bow=about(0.24, 0.09), mouth_rest=about(0.04, 0.02), makeup=makeup,
         hairline=about(-0.98, 0.06), hair_volume=about(1.0, 0.2), hair_length=float(rng.uniform(0, 1)), parting=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.42)),
         wave=float(rng.uniform(0, 1)),
-        ear=about(1.0, 0.1), neck=about(0.60 if man else 0.50, 0.04), shoulders=about(2.25 if man else 1.92, 0.12),
+        ear=about(1.0, 0.1), neck=about(0.63 if man else 0.49, 0.035), shoulders=about(2.25 if man else 1.92, 0.12),
         freckles=int(rng.integers(50, 170)) if rng.random() < 0.25 * (1 - dark) else 0,
         moles=tuple((float(x), float(y)) for x, y in zip(rng.uniform(-0.7, 0.7, 2), rng.uniform(0.25, 1.15, 2))) if rng.random() < 0.22 else (),
         earrings=bool(rng.random() < (0.45 if not man else 0.08)), dimples=float(rng.random() < 0.25), blush=float(rng.uniform(0.3, 1.0)),

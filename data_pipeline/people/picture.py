@@ -7,7 +7,7 @@ import numpy as np
 EXPRESSIONS = ("neutral", "smiling", "laughing", "surprised", "sad", "angry")
 LIGHTS = ("soft", "warm", "cool", "from the left", "from the right", "dim", "golden")
 SHOTS = ("close-up", "portrait", "half-length")
-CLOTHES = ("t-shirt", "shirt", "turtleneck", "hoodie", "suit", "sweater", "tank top", "denim jacket", "striped shirt")
+CLOTHES = ("t-shirt", "shirt", "turtleneck", "hoodie", "suit", "sweater", "tank top", "jacket", "striped shirt")
 HEADWEAR = ("none", "beanie", "cap", "straw hat", "headband", "crown", "headscarf")
 GLASSES = ("none", "glasses", "round glasses", "sunglasses")
 COLOURS = {

@@ -58,11 +58,15 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
         _over(canvas, wear.draw_scarf(person, picture, mane, view, shading, canvas_size, back=True))
     elif style is not None:
         mane = shell(person, style, 0.065 if hatted else None)
+        if person.hair_style == "ponytail":  # hangs behind one shoulder
+            side = 1 if person.parting > 0 else -1
+            tail = hair.draw_ball(person, (side * 0.62, 0.72, -0.85), (0.25 * person.hair_volume, 1.05, 0.25), style, view, shading, canvas_size)
+            _over(canvas, tail)
         if style.bun and not hatted:
-            spot = (0.0, person.crown - 0.10, -0.35) if person.hair_style == "bun" else (0.0, person.crown + 0.12, -0.80)
             size = style.bun * person.hair_volume
-            _over(canvas, hair.draw_ball(person, spot, (size, size * 0.82, size), style, view, shading, canvas_size))
-        if style.side > 0.06:  # the inside, beside the neck and through gaps at the temples
+            knot = (0.0, person.crown - 0.10, -0.35) if person.hair_style == "bun" else (0.0, person.crown + 0.12, -0.75)
+            _over(canvas, hair.draw_ball(person, knot, (size, size * 0.82, size), style, view, shading, canvas_size))
+        if style.long or style.curl:  # the inside, beside the neck and through gaps at the temples
             _over(canvas, hair.draw_hair(person, style, mane, view, shading, canvas_size, back=True))
     wear.draw_body(canvas, person, picture, view, shading, rng)
     covered = scarf or (style is not None and style.long)
@@ -125,7 +129,7 @@ def _scene_light(picture: Picture) -> Float32[np.ndarray, "3"]:
 
 def _head(canvas, person: Person, picture: Picture, shape: Head, view: View, shading: Shading, shadow) -> None:
     turned = view.space(shape.points)
-    step = 1 if view.scale > 130 else 2
+    step = 1 if view.scale > 130 else 2 if view.scale > 85 else 3
     seen = rasterise(view.flat(turned), turned[..., 2], canvas.shape[1:], step)
     if seen is None:
         return
@@ -203,7 +207,7 @@ def _finish(image: Float32[np.ndarray, "h w 3"], picture: Picture, rng: np.rando
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     noise = rng.standard_normal((h, w, 3), dtype=np.float32)
     noise = noise * 0.6 + noise.mean(axis=2, keepdims=True) * 0.9
-    image = image + noise * np.float32(rng.uniform(0.010, 0.028))
+    image = image + noise * np.float32(rng.uniform(0.008, 0.022))
     image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
     good, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(58, 86))])
     if not good:

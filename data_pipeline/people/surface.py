@@ -4,6 +4,7 @@ Also flat sheets on which shapes are painted. NumPy and OpenCV, no GPU.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -135,13 +136,19 @@ def fixed(points: Real[np.ndarray, "*n 2"]) -> Int[np.ndarray, "*n 2"]:
 
 
 def spline(points: Real[np.ndarray, "n d"] | list, closed: bool = False, steps: int = 8) -> Float[np.ndarray, "m d"]:
-    """A Catmull-Rom curve through the points."""
+    """A Catmull-Rom curve through the points, `steps` pieces from each to the next."""
     p = np.asarray(points, np.float64)
     p = np.concatenate([p[-1:], p, p[:2]]) if closed else np.concatenate([p[:1], p, p[-1:]])
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
-    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
-    curve = (b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).reshape(-1, p.shape[1])
+    a, b, c, d = (p[None, i : len(p) - 3 + i] for i in range(4))
+    before, at, after, beyond = _weights(steps)
+    curve = (before * a + at * b + after * c + beyond * d).swapaxes(0, 1).reshape(-1, p.shape[1])
     return curve if closed else np.concatenate([curve, p[-2:-1]])
+
+
+@lru_cache(maxsize=16)
+def _weights(steps: int) -> tuple[np.ndarray, ...]:
+    t = (np.arange(steps) / steps)[:, None, None]
+    return -t / 2 + t**2 - t**3 / 2, 1 - 2.5 * t**2 + 1.5 * t**3, t / 2 + 2 * t**2 - 1.5 * t**3, (t**3 - t**2) / 2
 
 
 @dataclass(frozen=True)
@@ -176,11 +183,12 @@ class Sheet:
         return self.pixels.shape[1:]
 
     def window(self, x0: float, y0: float, x1: float, y1: float) -> "Sheet":
-        """The part between two corners, on the same pixels."""
+        """The part between two corners, on the same pixels; at least one pixel."""
         h, w = self.size
-        i0, i1 = (int(np.clip(round((v - self.top) * self.scale), 0, h)) for v in (y0, y1))
-        j0, j1 = (int(np.clip(round((v - self.left) * self.scale), 0, w)) for v in (x0, x1))
-        i1, j1 = max(i1, min(i0 + 1, h)), max(j1, min(j0 + 1, w))
+        i0, i1 = (min(max(round((v - self.top) * self.scale), 0), h) for v in (y0, y1))
+        j0, j1 = (min(max(round((v - self.left) * self.scale), 0), w) for v in (x0, x1))
+        i0, j0 = min(i0, h - 1), min(j0, w - 1)
+        i1, j1 = max(i1, i0 + 1), max(j1, j0 + 1)
         return Sheet(self.pixels[:, i0:i1, j0:j1], self.scale, self.left + j0 / self.scale, self.top + i0 / self.scale)
 
     def _fixed(self, points: Points) -> Int[np.ndarray, "*n 2"]:
@@ -197,6 +205,21 @@ class Sheet:
         mask = np.zeros(self.size, np.uint8)
         pixels = width * self.scale
         cv2.polylines(mask, [self._fixed(curve) for curve in curves], False, min(255, round(255 * pixels)), max(1, round(pixels)), cv2.LINE_AA, 4)
+        return self._soft(mask, soft)
+
+    def strokes(self, ends: Float[np.ndarray, "n 2 2"], width: float) -> Float32[np.ndarray, "h w"]:
+        """Many straight lines."""
+        mask = np.zeros(self.size, np.uint8)
+        pixels = width * self.scale
+        cv2.polylines(mask, list(self._fixed(ends)), False, min(255, round(255 * pixels)), max(1, round(pixels)), cv2.LINE_AA, 4)
+        return self._soft(mask, 0.0)
+
+    def dots(self, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], radius: Float[np.ndarray, "n"], strength: Float[np.ndarray, "n"], soft: float):
+        """Many discs, each with its strength (0 to 1)."""
+        mask = np.zeros(self.size, np.uint8)
+        places = self._fixed(np.stack([x, y], axis=1)).tolist()
+        for place, r, s in zip(places, np.round(radius * self.scale * 16).astype(int).tolist(), np.round(strength * 255).tolist()):
+            cv2.circle(mask, place, r, s, -1, cv2.LINE_AA, 4)
         return self._soft(mask, soft)
 
     def _soft(self, mask: np.ndarray, soft: float) -> Float32[np.ndarray, "h w"]:

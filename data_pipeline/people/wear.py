@@ -23,12 +23,12 @@ def _rgb(name: str) -> np.ndarray:
 
 def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Picture, view: View, shading: Shading, rng: np.random.Generator) -> None:
     sheet = Sheet(canvas, view.scale, -view.origin[0] / view.scale, -view.origin[1] / view.scale)
-    sheet = sheet.window(-3.2, 0.0, 3.2, 9.0)
+    sheet = sheet.window(-3.2, -0.7, 3.2, 9.0)
     if sheet.size[0] < 2:
         return
     turn = 0.006 * picture.yaw  # the breast turns a little with the head
     neck = person.neck
-    top = float((view(np.array([[0.0, 0.75, -0.45]]))[0, 0] - view.origin[0]) / view.scale)
+    top = float((view(np.array([[0.0, 0.40, -0.50]]))[0, 0] - view.origin[0]) / view.scale)
     _neck(sheet, person, view, shading, top, turn)
     kind, colour = picture.clothing, _rgb(picture.colour)
     wide = person.shoulders
@@ -36,6 +36,8 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
     right = [(neck * 1.06, 0.74), (neck * 1.40, 0.90), (wide * 0.58, 1.04 + slope * 0.6), (wide * 0.82, 1.20 + slope), (wide * 0.96, 1.48 + slope)]
     right += [(wide * 1.04, 2.0), (wide * 1.09, 2.7), (wide * 1.12, 3.4)]
     left = [(-x, y) for x, y in reversed(right)]
+    right = [(right[0][0] + turn, right[0][1]), (right[1][0] + turn, right[1][1]), *right[2:]]
+    left = [*left[:-2], (left[-2][0] + turn, left[-2][1]), (left[-1][0] + turn, left[-1][1])]
     dip = {
         "t-shirt": 1.20,
         "shirt": 1.55,
@@ -44,7 +46,7 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
         "suit": 2.15,
         "sweater": 1.10,
         "tank top": 1.62,
-        "denim jacket": 1.9,
+        "jacket": 1.9,
         "striped shirt": 1.18,
     }[kind]
     shade = _cloth_light(sheet, shading, wide, turn, rng)
@@ -101,9 +103,23 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
             bone = spline(mirrored([(0.14, 1.10), (0.5, 1.02), (wide * 0.55, 1.06 + slope)], side, turn))
             sheet.paint(skin * (0.45, 0.32, 0.30), sheet.line(bone, width=0.05, soft=0.035), 0.35)
         sheet.paint(skin * (0.45, 0.32, 0.30), sheet.spot(turn, 1.10, 0.08, 0.07), 0.35)
-        strap = [(wide * 0.60, 1.05 + slope), (wide * 0.68, 1.35 + slope), (wide * 0.80, 1.9 + slope), (wide * 0.95, 2.6), (wide, 9.0)]
+        strap = [
+            (wide * 0.62, 1.03 + slope),
+            (wide * 0.64, 1.25 + slope),
+            (wide * 0.69, 1.55 + slope),
+            (wide * 0.80, 1.95 + slope),
+            (wide * 0.90, 2.4),
+            (wide * 0.93, 3.2),
+        ]
         inner = [(wide * 0.48, 1.02 + slope), (wide * 0.44, 1.40), (wide * 0.28, dip - 0.05), (0, dip + 0.03)]
-        shape = np.concatenate([spline([(-x, y) for x, y in inner[:-1]] + inner[::-1]), spline(strap), spline([(-x, y) for x, y in reversed(strap)])])
+        shape = np.concatenate(
+            [
+                spline([(-x, y) for x, y in inner[:-1]] + inner[::-1]),
+                spline(strap),
+                [(wide * 0.95, 9.0), (-wide * 0.95, 9.0)],
+                spline([(-x, y) for x, y in reversed(strap)]),
+            ]
+        )
         sheet.paint(colour * 0.2, sheet.fill(shape, soft=0.03), 0.35)
         wear(colour, sheet.fill(shape))
         return
@@ -115,11 +131,11 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
         pattern = sheet.blur(pattern, 0.012)
     elif kind == "sweater":
         pattern = 0.93 + 0.07 * np.cos((sheet.x - turn) * 2 * np.pi / 0.11) * np.cos(sheet.y * 2 * np.pi / 0.16)
-    elif kind == "denim jacket":
+    elif kind == "jacket":
         pattern = 0.95 + 0.10 * (rng.random(sheet.size, dtype=np.float32) - 0.5)
-    width = {"hoodie": neck * 1.35, "shirt": neck * 0.95, "denim jacket": neck * 1.25}.get(kind, neck * 1.12)
-    sharp = kind in ("shirt", "denim jacket")
-    if kind == "denim jacket":
+    width = {"hoodie": neck * 1.35, "shirt": neck * 0.95, "jacket": neck * 1.25}.get(kind, neck * 1.12)
+    sharp = kind in ("shirt", "jacket")
+    if kind == "jacket":
         wear(_rgb("white") * 0.95, sheet.fill(garment(neck * 1.1, 1.16)))
     mask = sheet.fill(garment(width, dip, sharp))
     edge = opening(width, dip, sharp)
@@ -153,7 +169,7 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
         tone = shading.tone(shading.plain, shading.reach(normal.astype(np.float32)) * ribs)
         tone = tone * (1 - 0.45 * sheet.spot(turn, 0.52, neck * 1.0, 0.15))
         sheet.paint(times(np.minimum(colour * 1.02, 1), tone), sheet.fill(shape))
-    elif kind in ("shirt", "denim jacket"):
+    elif kind in ("shirt", "jacket"):
         for side in (-1, 1):
             leaf = mirrored([(width * 0.96, 0.62), (width * 1.14, 0.82), (width * 1.22, 1.10), (0.46, 1.42), (0.22, 1.36), (width * 0.66, 1.0)], side, turn)
             sheet.paint(colour * 0.2, sheet.fill(leaf + (side * 0.02, 0.05), soft=0.035), 0.5)
@@ -173,15 +189,27 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
 def _neck_outline(person: Person, top: float, turn: float):
     """`top` is the x of its upper end, which moves with the head; `turn` of its lower end."""
     w = person.neck
-    right = np.array([(w * 0.60, -0.12), (w * 0.86, 0.08), (w * 0.96, 0.35), (w * 0.99, 0.60), (w * 1.10, 0.80), (w * 1.38, 0.95), (w * 1.45, 1.5), (w * 1.45, 2.2)])
-    shift = np.interp(right[:, 1], [-0.1, 0.8], [top, turn])
+    right = np.array(
+        [
+            (w * 0.60, -0.62),
+            (w * 0.84, -0.30),
+            (w * 0.93, 0.08),
+            (w * 0.97, 0.35),
+            (w * 0.99, 0.60),
+            (w * 1.10, 0.80),
+            (w * 1.38, 0.95),
+            (w * 1.45, 1.5),
+            (w * 1.45, 2.2),
+        ]
+    )
+    shift = np.interp(right[:, 1], [-0.5, 0.8], [top, turn])
     aside = np.stack([shift, 0 * shift], axis=1)
     return spline(np.concatenate([right + aside, (right * (-1, 1) + aside)[::-1]]))
 
 
 def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: float, turn: float) -> None:
     w = person.neck
-    part = sheet.window(-w * 2.4, -0.3, w * 2.4, 2.0)
+    part = sheet.window(-w * 2.4, -0.7, w * 2.4, 2.0)
     mask = part.fill(_neck_outline(person, top, turn))
     across = np.clip((part.x - turn * 0.5) / (w * 1.12), -0.98, 0.98)
     normal = np.stack(np.broadcast_arrays(across * 0.9, 0.10 + 0 * part.y, np.sqrt(1 - across**2)), axis=-1)
@@ -201,7 +229,7 @@ def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: 
     small = max(2, h // 4), max(2, w // 4)
     y = np.linspace(sheet.y[0, 0], sheet.y[-1, 0], small[0], dtype=np.float32)[:, None]
     x = np.linspace(sheet.x[0, 0], sheet.x[0, -1], small[1], dtype=np.float32)[None, :]
-    bulge = 0.85 * np.sqrt(np.clip(1 - ((x - turn) / (wide * 1.16)) ** 2, 0.02, 1)) + 0.34 * np.clip(y - 0.85, 0, 1.4)
+    bulge = 0.85 * np.sqrt(np.clip(1 - ((x - turn) / (wide * 1.16)) ** 2, 0.02, 1)) + 0.40 * np.tanh(np.maximum(y - 0.85, 0) / 1.1)
     for side in (-1, 1):
         for px, py, tilt, deep in ((0.80, 1.75, 0.55, 0.030), (1.35, 1.65, 0.25, 0.030), (wide * 0.80, 2.2, -0.15, 0.045)):
             px, py, tilt = px + rng.normal(0, 0.10), py + rng.normal(0, 0.12), side * (tilt + rng.normal(0, 0.15))
@@ -305,7 +333,7 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
             brim = (
                 ring[None]
                 + np.array([0, 0, 1.0]) * (length * out)[..., None]
-                + np.array([0, 1.0, 0]) * (0.42 * length * out**1.3 + 0.05 * np.sin(a) ** 2 * out)[..., None]
+                + np.array([0, 1.0, 0]) * (0.66 * length * out**1.25 + 0.05 * np.sin(a) ** 2 * out)[..., None]
             )
             parts = ((np.abs(a[0]) < np.radians(66), front),)
         for chosen, layers in parts:
@@ -350,8 +378,10 @@ def draw_hat(person: Person, picture: Picture, view: View, shading: Shading, can
                 spike = 0.42 + 0.52 * (1 - np.abs(np.mod(a / (2 * np.pi / 11), 1) - 0.5) * 2)
                 alpha = np.clip((spike - u) * sharp * 0.6 + 0.5, 0, 1)
                 gold = times((0.93, 0.70, 0.26), 0.7 + 0.6 * np.clip(np.cos(a * 3 + 1), 0, 1) ** 3)
-                jewel = (np.exp(-(((np.mod(a / (2 * np.pi / 11), 1) - 0.5) / 0.16) ** 2 + ((u - 0.22) / 0.10) ** 2)) > 0.5)
-                layers.append(_layer(seen, np.where(jewel, colour[:, None, None], gold * (0.55 if back else 1.1)), reach * np.clip(0.5 + facing, 0, 1), alpha, shading))
+                jewel = np.exp(-(((np.mod(a / (2 * np.pi / 11), 1) - 0.5) / 0.16) ** 2 + ((u - 0.22) / 0.10) ** 2)) > 0.5
+                layers.append(
+                    _layer(seen, np.where(jewel, colour[:, None, None], gold * (0.55 if back else 1.1)), reach * np.clip(0.5 + facing, 0, 1), alpha, shading)
+                )
     return behind, front
 
 
