@@ -151,7 +151,7 @@ class Assemble(grain.transforms.Map):
         return Assemble, (self.plan, self.steps, self.threads)
 
     def map(self, rows: Rows) -> Batch:
-        batch = empty_batch(self.steps, rows.bucket, len(rows.targets))
+        batch = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes(self.steps, rows.bucket, len(rows.targets)).items()}
         with self._lock:
             if self._pool is None:
                 import cv2
@@ -178,9 +178,9 @@ class Assemble(grain.transforms.Map):
             step(sample)
 
 
-def empty_batch(steps: tuple[samples.Step, ...], bucket: Bucket, rows: int) -> Batch:
-    """Zeros of a batch's shapes and types."""
-    return {name: np.zeros((rows, *shape), dtype) for step in steps for name, (shape, dtype) in step.arrays(bucket).items()}
+def shapes(steps: tuple[samples.Step, ...], bucket: Bucket, rows: int) -> samples.Arrays:
+    """Shape and type of each array of a batch."""
+    return {name: ((rows, *shape), dtype) for step in steps for name, (shape, dtype) in step.arrays(bucket).items()}
 
 
 def _own(batch: Batch) -> Batch:
@@ -235,7 +235,7 @@ class Loader:
 
     def example(self, bucket: Bucket) -> Batch:
         """A batch of zeros, as a step of this bucket has it: for its shapes and types."""
-        return empty_batch(self._steps, bucket, self._rows)
+        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(self._steps, bucket, self._rows).items()}
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Sample:
     captions: int
     """How many the target has."""
     out: dict[str, np.ndarray]
-    """This row of each array of the batch. Zeros at first."""
+    """This row of each array of the batch, to be filled whole."""
     target_record: Record | None = None
     identity_record: Record | None = None
     caption: int | None = None
@@ -151,10 +151,10 @@ class DrawControl:
         return {"control": ((*bucket, 3), np.uint8)}
 
     def __call__(self, sample: Sample) -> None:
+        record, points = sample.target_record, None
         if sample.keypoints:
-            record = sample.target_record
-            how = transforms.fit(record.target_size, sample.bucket, record.target_keypoints, record.target_face)
-            sample.out["control"][...] = transforms.control_image(sample.bucket, how.points(record.target_keypoints))
+            points = transforms.fit(record.target_size, sample.bucket, record.target_keypoints, record.target_face).points(record.target_keypoints)
+        transforms.control_image(sample.bucket, points, sample.out["control"])
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class ReadLatents:
 
     def __call__(self, sample: Sample) -> None:
         dataset, number = sample.target
-        sample.out["latent_mean"][...], sample.out["latent_logvar"][...] = self.features[dataset].read(number)
+        sample.out["latent_mean"][...], sample.out["latent_logvar"][...] = _float32(self.features[dataset].read(number))
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class ReadControl:
         height, width = sample.bucket
         stored = self.features[dataset]
         moments = stored.read(number) if sample.keypoints else stored.constant(f"black-{height}x{width}")
-        sample.out["control_mean"][...], sample.out["control_logvar"][...] = moments
+        sample.out["control_mean"][...], sample.out["control_logvar"][...] = _float32(moments)
 
 
 @dataclass(frozen=True)
@@ -258,6 +258,15 @@ class ReadText:
         dataset, number = sample.target
         stored = self.features[dataset]
         sample.out[self.name][...] = stored.constant("empty") if sample.caption is None else stored.read(number, item=sample.caption)
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """NumPy converts float16 one by one; OpenCV does in a tenth of the time."""
+    if values.dtype != np.float16:
+        return values
+    import cv2
+
+    return cv2.convertFp16(values.view(np.int16).reshape(len(values), -1)).reshape(values.shape)
 
 
 def _moments(name: str, features: Sequence[Features], bucket: Bucket) -> Arrays:

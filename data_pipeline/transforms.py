@@ -131,9 +131,11 @@ def fitted(
     return fill(decode(data, size, how.reduction), how), how.points(keypoints)
 
 
-def control_image(bucket: Bucket, keypoints: Float32[np.ndarray, "5 2"] | None) -> UInt8[np.ndarray, "H W 3"]:
-    """The control image of a fitted picture: its keypoints drawn on black, or all black."""
-    return np.zeros((*bucket, 3), np.uint8) if keypoints is None else face.draw_keypoints(*bucket, keypoints)
+def control_image(bucket: Bucket, keypoints: Float32[np.ndarray, "5 2"] | None, out: UInt8[np.ndarray, "H W 3"] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """The control image of a fitted picture: its keypoints drawn on black, or all black; written to `out` if given."""
+    out = np.empty((*bucket, 3), np.uint8) if out is None else out
+    out[...] = 0
+    return out if keypoints is None else face.draw_keypoints(*bucket, keypoints, out)
 
 
 def identity_crop(data: bytes, size: tuple[int, int], keypoints: Float32[np.ndarray, "5 2"]) -> UInt8[np.ndarray, "112 112 3"]:

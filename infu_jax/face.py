@@ -321,12 +321,17 @@ def resize_and_pad(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -
     return np.array(padded)
 
 
-def draw_keypoints(height: int, width: int, keypoints: Float[np.ndarray, "5 2"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Five dots on black, four of them joined to the nose by thin ellipses of 0.6 times their brightness. All roundings are the release's."""
+def draw_keypoints(
+    height: int, width: int, keypoints: Float[np.ndarray, "5 2"], out: UInt8[np.ndarray, "height width 3"] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Five dots on black, four of them joined to the nose by thin ellipses of 0.6 times their brightness. All roundings are the release's.
+
+    out: a black picture to draw on, rather than a new one.
+    """
     _check_size(height, width)
     cv2 = _import_cv2()
     points = _check_keypoints(keypoints)
-    drawn = np.zeros((height, width, 3), np.uint8)
+    drawn = np.zeros((height, width, 3), np.uint8) if out is None else out
     for start, end in LIMBS:
         (x0, y0), (x1, y1) = points[start], points[end]
         centre = int(np.mean(points[[start, end], 0])), int(np.mean(points[[start, end], 1]))

@@ -318,6 +318,12 @@ def test_features_are_read_instead_of_pictures(load, with_features, tokenizers, 
     assert empty and black
 
 
+def test_moments_are_widened_exactly():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(2, 4, 128, 64)
+    np.testing.assert_array_equal(samples._float32(every), every.astype(np.float32))
+    assert samples._float32(np.ones(3, np.float32)).dtype == np.float32
+
+
 def test_worker_processes_read_features(load, with_features):
     here, there = (load(with_features[0], pairing="spms", workers=workers, tokens=False) for workers in (0, 1))
     for batch, other in zip(take(here, 3), take(there, 3), strict=True):
