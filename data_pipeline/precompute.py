@@ -34,7 +34,7 @@ from infu_jax.assets import ASSETS
 from infu_jax.cli import run
 from infu_jax.config import MeshConfig
 from infu_jax.errors import InputError
-from infu_jax.train_config import DataConfig, Feature
+from infu_jax.train_config import DataConfig, DistributedConfig, Feature
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 DEFAULTS = DataConfig()
@@ -86,11 +86,10 @@ class Args:
     """How this process's devices share the work. By default each has all weights and its part of the batch; --mesh.data 1 --mesh.fsdp -1
     splits the weights of T5 and CLIP too."""
     process_index: int = 0
-    """Which of --process-count processes this is; each computes its own parts, and they need not know each other."""
+    """Which of --process-count processes this is, where they know nothing of each other but the folder; each computes its own parts."""
     process_count: int = 1
-    """Processes that share the work and see the same DATASET folder."""
-    distributed: bool = False
-    """Take both from jax.distributed instead: for TPU pods and Slurm, where the same command starts everywhere."""
+    """Processes that share the work and see the same DATASET folder. On TPU pods, Slurm, GKE and Open MPI both are found out."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     replace: bool = False
     """Remove what is there of these features first. For one process."""
 
@@ -107,12 +106,17 @@ def main() -> None:
     # The heavy imports and the devices come after what can be wrong.
     import jax
     import jax.numpy as jnp
+    from jax.experimental import multihost_utils
 
+    from infu_jax import distributed
     from infu_jax.sharding import make_mesh
 
-    if args.distributed:
-        jax.distributed.initialize()
+    distributed.initialize(args.distributed)
+    if together := jax.process_count() > 1:
+        if args.process_count > 1:
+            raise InputError(f"--process-count is {args.process_count}, but JAX has joined {jax.process_count()} processes already; leave it out")
         args = dataclasses.replace(args, process_index=jax.process_index(), process_count=jax.process_count())
+        _check_options(args)
     mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.local_devices())
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     if args.base == Args.base:
@@ -130,6 +134,8 @@ def main() -> None:
                 raise
             advice = "try a smaller --batch, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"
             raise InputError(f"{' and '.join(wanted)}: the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
+    if together:
+        multihost_utils.sync_global_devices("features")  # JAX ends all processes when one has gone
 
 
 def _check_options(args: Args) -> None:
@@ -140,9 +146,7 @@ def _check_options(args: Args) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; more than 0 is needed")
     if not 0 <= args.process_index < args.process_count:
         raise InputError(f"--process-index is {args.process_index}; with --process-count {args.process_count} it is 0 to {args.process_count - 1}")
-    if args.distributed and args.process_count > 1:
-        raise InputError("give --distributed or --process-index and --process-count, not both")
-    if args.replace and (args.distributed or args.process_count > 1):
+    if args.replace and args.process_count > 1:
         raise InputError("--replace is for one process: others may have begun already. Remove the folders of the features first, then start all")
     if not args.features:
         raise InputError(f"no feature was named; --features takes some of {', '.join(features.FEATURES)}")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -190,10 +191,18 @@ def test_kill_9_then_the_same_again(pairs_dataset, undisturbed, tmp_path, writes
     assert ("parts were there" in capsys.readouterr().out) == (writes > 1)
 
 
-def test_two_processes(pairs_dataset, undisturbed, tmp_path):
-    """At the same time; they give what one gives, and the last to finish seals it."""
+@pytest.mark.parametrize("joined", [False, True])
+def test_two_processes(pairs_dataset, undisturbed, tmp_path, joined):
+    """At the same time, alone or joined by JAX; they give what one gives, and the last to finish seals it."""
     dataset = copy(pairs_dataset, tmp_path)
-    command = [sys.executable, "-m", "data_pipeline.precompute", str(dataset), *SMALL, "--process-count", "2", "--process-index"]
+    if joined:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+        options = ["--distributed.coordinator", place, "--distributed.processes", "2", "--distributed.process"]
+    else:
+        options = ["--process-count", "2", "--process-index"]
+    command = [sys.executable, "-m", "data_pipeline.precompute", str(dataset), *SMALL, *options]
     both = [subprocess.Popen([*command, str(n)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for n in range(2)]
     told = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
