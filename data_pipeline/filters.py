@@ -59,7 +59,7 @@ class Filters:
     """Least confidence of the face detector."""
     other_face: float = 0.3
     """Largest second face, as a share of the first one's area: smaller ones are taken for passers-by. 1 allows any."""
-    min_sharpness: float = 8.0
+    min_sharpness: float = 5.0
     """Least variance of the Laplacian of the face's grey values, with the face scaled to 224 pixels. 0 allows any."""
     duplicate_distance: int | None = 4
     """Pictures whose 64-bit perceptual hashes differ in at most so many bits count as one: the one with most pixels is kept. None: keep all."""

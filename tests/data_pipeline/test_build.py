@@ -21,8 +21,10 @@ from PIL import Image
 from data_pipeline import build as module
 from data_pipeline import spms
 from data_pipeline.build import Args, build
+from data_pipeline.chunks import Settings
 from data_pipeline.filters import REASONS, Filters, box_around
 from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, open_index
+from data_pipeline.manifest import open_source
 from data_pipeline.records import Caption, open_picture, open_records, read_picture
 from infu_jax.errors import InputError
 from infu_jax.face import YuNetDetector
@@ -466,6 +468,13 @@ def test_sources_that_are_none(tmp_path, pictures):
     with pytest.raises(InputError, match="antelopev2"):
         build(Args(pictures, out, detector="antelopev2", detector_root=tmp_path))
     assert not out.exists() and not (tmp_path / ".out.building").exists()
+
+
+def test_a_worker_that_dies(pictures):
+    settings = Settings(Filters(), 2048, 95, 10**7, 10**7, "yunet", None)
+    with pytest.raises(InputError, match="a worker process died.*run the same command again"):
+        with module._pool(1, open_source(pictures), settings) as pool:
+            pool.submit(os._exit, 1).result()
 
 
 def test_nothing_kept(tmp_path, pictures):
