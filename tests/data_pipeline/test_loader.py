@@ -445,3 +445,29 @@ def test_workers_end_with_the_script(dataset, tiny, tmp_path, closes):
     assert (done.returncode, done.stderr) == (7 if closes == "raise" else 0, "")
     assert closes != "close" or done.stdout.startswith("left: []")
     assert {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} <= before
+
+
+# Its benchmark ------------------------------------------------------------------------------------
+
+
+def benchmark(*options):
+    """The rows of the table that benchmarks/loader.py prints."""
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "loader.py"), *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def test_a_large_index_opens_at_once_and_takes_little_memory():
+    """A tenth of a second and some 10 MB for half a million records, so 43 million (benchmarks/loader.py --index) stay below a minute and 2 GB."""
+    few, many = (benchmark("--index", "--records", str(records))[0] for records in (1000, 500_000))
+    assert 500_000 * 14 < 1e6 * float(many["index on disk, MB"]) < 500_000 * 2e9 / 43e6
+    assert float(many["seconds to the first batch's records"]) < 500_000 * 60 / 43e6 * 5  # of which most is the same for any size
+    more = float(many["peak resident memory, MB"]) - float(few["peak resident memory, MB"])
+    assert 0 < more < 500_000 * 2e9 / 43e6 / 1e6
+
+
+def test_memory_stays_flat_over_a_thousand_batches():
+    rows = benchmark("--flat", "--batches", "1000", "--batch", "2")  # fails by itself if it grows by 5 %
+    assert [row["after batch"] for row in rows] == [f"{n:,}" for n in range(100, 1001, 100)]
+    assert float(rows[-1]["resident memory, MB"]) - float(rows[0]["resident memory, MB"]) < 10
