@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import math
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -95,7 +96,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = tyro.cli(Args, prog="python -m data_pipeline.precompute", description=__doc__)
     _check_options(args)
 
     from data_pipeline import index
@@ -353,6 +354,7 @@ def compute(feature: Feature, args: Args, split: str, index, encoder: Encoder) -
     there = features.finished(folder, plan)
     todo = [(group, number) for group, number in mine if (group.name, number) not in there]
     count = sum(len(group.part(number)) for group, number in todo)
+    _check_room(folder, sum(len(group.part(number)) * plan.row_bytes(group) for group, number in todo))
     began = time.perf_counter()
     with tqdm(total=count, desc=f"{feature} {split}", unit=f" {work.unit}", disable=None, leave=False, smoothing=0.05) as bar:
         for group, number, values in _parts(todo, work, encoder, args, bar.update):
@@ -363,6 +365,11 @@ def compute(feature: Feature, args: Args, split: str, index, encoder: Encoder) -
     before = f"; {len(mine) - len(todo)} of {len(mine)} parts were there" if len(todo) < len(mine) else ""
     left = f"; {missing} parts are left to other processes" if missing else ""
     print(f"{feature} {split}: {rate}{before}{left}", flush=True)
+
+
+def _check_room(folder: epath.Path, needed: int) -> None:
+    if "://" not in str(folder) and (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(f"{folder} needs {needed / 2**20:,.0f} MiB more and its disk has {free / 2**20:,.0f} MiB free; make room or compute fewer features")
 
 
 def _plan(feature: Feature, args: Args, split: str, index, encoder: Encoder, work: Work) -> features.Plan:

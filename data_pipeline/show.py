@@ -61,7 +61,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = tyro.cli(Args, prog="python -m data_pipeline.show", description=__doc__)
     if args.out.suffix.lower() not in (".html", ".png"):
         raise InputError(f"--out is {args.out}; a name that ends in .html or .png is needed")
     if args.out.exists() and not args.overwrite:

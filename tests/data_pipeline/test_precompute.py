@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,14 @@ def test_another_model_is_refused(everything, tiny, tmp_path, capsys):
     with pytest.raises(InputError, match="latents/train was begun with model [0-9a-f]{16}, this run has [0-9a-f]{16}"):
         run(everything, *options, tmp_path / "other")
     assert contents(everything) == before
+
+
+def test_room_is_asked_for_first(pairs_dataset, tmp_path, monkeypatch):
+    dataset = copy(pairs_dataset, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="clip/train needs 0 MiB more and its disk has 0 MiB free; make room"):
+        run(dataset, *SMALL)
+    assert not any(name.endswith(".npy") and "rows" not in name for name in contents(dataset))
 
 
 def test_a_damaged_picture_is_named(pairs_dataset, tmp_path, monkeypatch):
