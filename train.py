@@ -189,8 +189,9 @@ def check_same_run(cfg: TrainConfig, data: Mapping[str, Any], sizes: Mapping[str
     """Raise where a checkpoint belongs to other settings, data or models than this run's."""
     import json
 
-    if meta["models"] != sizes:
-        raise InputError(f"{cfg.out} has checkpoints of models of other sizes: {_differences(meta['models'], sizes)}; choose another --out")
+    flat = lambda models: {f"{model}.{name}": value for model, values in models.items() for name, value in values.items()}  # noqa: E731
+    if other := _differences(flat(meta["models"]), flat(sizes)):
+        raise InputError(f"{cfg.out} has checkpoints of models of other sizes: {'; '.join(other)}; choose another --out")
     content = ("order", "datasets", "records")  # the rest of the data's fingerprint is in the settings
     found = changes(meta["settings"], json.loads(json.dumps(settings(cfg)))) + _differences(
         *({name: part[name] for name in content} for part in (meta["data"], data))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -67,7 +66,7 @@ class StopRequest:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> StopRequest:
         return self
 
     def __exit__(self, *_) -> None:

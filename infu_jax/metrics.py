@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -65,7 +64,7 @@ class RunLog:
     def _chart(self, step: int, values: list[Summary.Value]) -> None:
         self._charts.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_) -> None:

@@ -61,6 +61,7 @@ class Checkpoints:
             self.wait()
         except CheckpointError as e:
             before = e
+        self._remove_rests()
         items = {name: {k: v for k, v in arrays.items() if v.size} for name, arrays in items.items()}  # Orbax refuses arrays without elements
         prints = {name: fingerprints(arrays) for name, arrays in items.items()}
         saved = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
@@ -82,10 +83,15 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def _failed(self, error: Exception) -> CheckpointError:
-        for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(rest, ignore_errors=True)  # what was written of it, which may be what fills the disk
+        self._remove_rests()
         last = f"the last whole one is of step {self.steps[-1]}" if self.steps else "there is none yet"
         return CheckpointError(f"a checkpoint could not be written to {self.folder} ({' '.join(str(error).split())[-200:]}); {last}")
+
+    def _remove_rests(self) -> None:
+        """What was written of a checkpoint that failed: it may be what fills the disk. Orbax's other threads may still add to it, so again later."""
+        if jax.process_count() == 1:
+            for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(rest, ignore_errors=True)
 
     def restore(self, abstract: Mapping[str, Arrays], check: Callable[[Mapping[str, Any]], None]) -> tuple[int, dict[str, dict[str, jax.Array]]] | None:
         """(step, items) of the newest whole checkpoint on the shardings of `abstract`; None where there is none.
