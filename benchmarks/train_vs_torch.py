@@ -1,0 +1,201 @@
+"""One training step of InfuseNet and the resampler under a frozen base: ours against diffusers' models in PyTorch.
+
+    python benchmarks/train_vs_torch.py
+
+Forward, backward, clipping and AdamW of a mid-size random model in float32 on the same cores, from features computed ahead, so that only
+what is trained and the base run. PyTorch rematerialises each block (diffusers' gradient checkpointing), as ours does, or keeps everything,
+or is compiled. Every contender runs in a process of its own, and the rounds alternate so that a busy machine is unfair to all alike.
+Prints one table.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Contender = Literal["infu_jax", "infu_jax-none", "checkpointing", "eager", "compile"]
+CONTENDERS: dict[Contender, str] = {
+    "infu_jax": "infu_jax (JAX), remat block",
+    "infu_jax-none": "infu_jax (JAX), remat none",
+    "checkpointing": "diffusers, gradient checkpointing",
+    "eager": "diffusers, everything kept",
+    "compile": "diffusers, gradient checkpointing, torch.compile",
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    hidden: int = 768
+    heads: int = 6
+    blocks: tuple[int, int] = (4, 8)
+    """Double and single blocks of the base model."""
+    infusenet: tuple[int, int] = (1, 2)
+    """Double and single blocks of InfuseNet."""
+    batch: int = 1
+    side: int = 32
+    """Image tokens along each side."""
+    text: int = 512
+    steps: int = 4
+    """Timed steps a round."""
+    rounds: int = 3
+    contenders: tuple[Contender, ...] = tuple(CONTENDERS)
+    only: Annotated[Contender | None, tyro.conf.arg(help="Run this contender alone and print JSON.")] = None
+
+
+QUERIES = 8  # ID tokens
+RATE, DECAY, CLIP = 2e-5, 0.01, 1.0
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if args.only:
+        kind, _, remat = args.only.partition("-")
+        print(json.dumps(run_jax(args, remat or "block") if kind == "infu_jax" else run_torch(args, kind)))
+        return
+    reports: dict[str, list[dict]] = {name: [] for name in args.contenders}
+    for n in range(args.rounds):
+        for name in args.contenders:
+            print(f"round {n + 1} of {args.rounds}: {CONTENDERS[name]} ...", file=sys.stderr)
+            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], check=True, stdout=subprocess.PIPE, text=True).stdout
+            reports[name].append(json.loads(out.splitlines()[-1]))
+    median = {name: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for name, rs in reports.items()}
+    ours = median.get("infu_jax", median[args.contenders[0]])
+    print(f"\nhidden {args.hidden}, base {args.blocks[0]} + {args.blocks[1]} frozen, InfuseNet {args.infusenet[0]} + {args.infusenet[1]} blocks trained, ", end="")
+    print(f"{args.side**2} image and {args.text} text tokens, batch {args.batch}, float32, medians of {args.rounds} rounds\n")
+    print("| | seconds a step | ours / theirs | first step (with compilation), s | peak memory, MiB | ours / theirs |\n|---|---|---|---|---|---|")
+    for name, m in median.items():
+        print(f"| {CONTENDERS[name]} | {m['step']:.2f} | {ours['step'] / m['step']:.2f} | {m['first']:.1f} ", end="")
+        print(f"| {m['peak'] / 2**20:.0f} | {ours['peak'] / m['peak']:.2f} |")
+
+
+def run_jax(args: Args, remat: str) -> dict[str, float]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from infu_jax import training
+    from infu_jax.checkpoint import abstract, params_of, with_params
+    from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
+    from infu_jax.flow import ScheduleConfig
+    from infu_jax.sharding import make_mesh, place_batch
+    from infu_jax.train_config import OptimizerConfig, TrainConfig
+
+    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=_axes(args))
+    base = abstract("flux", FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes))
+    trained = {
+        "infusenet": abstract("infusenet", InfuseNetConfig(depth=args.infusenet[0], depth_single_blocks=args.infusenet[1], **sizes)),
+        "resampler": abstract("resampler", ResamplerConfig(**_resampler(args))),
+    }
+    vae = abstract("autoencoder", AutoencoderConfig(channels=(4, 4, 4, 4), norm_groups=2))  # it only knows how latents are scaled
+    draw = np.random.default_rng(0).standard_normal
+
+    def fill(module):  # one parameter at a time, as loading from a file does
+        return {name: jnp.asarray(draw(x.shape, np.float32) * np.float32(0.02)) for name, x in params_of(module).items()}
+
+    optimizer = OptimizerConfig(learning_rate=RATE, weight_decay=DECAY, clip_norm=CLIP, warmup_steps=0)
+    cfg = TrainConfig(out=Path("nowhere"), batch_size=args.batch, remat=remat, dtype="float32", optimizer=optimizer)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state_shapes = training.abstract_state(cfg, trained, mesh)
+    frozen = {name: with_params(module, fill(module)) for name, module in (("flux", base), ("autoencoder", vae))}
+    state = training.init_state(cfg, {name: fill(module) for name, module in trained.items()}, state_shapes)
+    step = training.make_step(cfg, trained, state_shapes, mesh, ScheduleConfig(), jnp.float32)
+    cells = (args.batch, 2 * args.side, 2 * args.side, 16)
+    shapes = {"txt": (args.batch, args.text, 4096), "y": (args.batch, 768), "id_embedding": (args.batch, 512)}
+    shapes |= {name: cells for name in ("latent_mean", "latent_logvar", "control_mean", "control_logvar")}
+    batch = {name: draw(shape, np.float32) for name, shape in shapes.items()} | {"id_keep": np.ones(args.batch, bool)}
+
+    def train() -> None:
+        nonlocal state
+        state, metrics = step(state, frozen, place_batch(mesh, batch, args.batch), None)
+        training.check_finite(0, jax.device_get(metrics), [], "")
+
+    with jax.set_mesh(mesh):
+        return _timed(args, train)
+
+
+def run_torch(args: Args, kind: str) -> dict[str, float]:
+    import torch
+    from diffusers import FluxControlNetModel, FluxTransformer2DModel
+    from diffusers.models.embeddings import IPAdapterPlusImageProjection
+
+    sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=_axes(args), guidance_embeds=True)
+    base = FluxTransformer2DModel(num_layers=args.blocks[0], num_single_layers=args.blocks[1], **sizes).requires_grad_(False).train()
+    infuse = FluxControlNetModel(num_layers=args.infusenet[0], num_single_layers=args.infusenet[1], **sizes).train()
+    r = _resampler(args)
+    resampler = IPAdapterPlusImageProjection(
+        embed_dims=512, output_dims=r["output_dim"], hidden_dims=r["dim"], depth=4, dim_head=64, heads=r["heads"], num_queries=QUERIES
+    ).train()
+    with torch.no_grad():
+        for module in (base, infuse, resampler):
+            for p in module.parameters():
+                p.normal_(0, 0.02)
+    if kind != "eager":
+        base.enable_gradient_checkpointing()
+        infuse.enable_gradient_checkpointing()
+    trained = [*infuse.parameters(), *resampler.parameters()]
+    optimizer = torch.optim.AdamW(trained, RATE, betas=(0.9, 0.999), weight_decay=DECAY, fused=True)
+
+    length, batch = args.side**2, args.batch
+    txt, y, embedding = torch.randn(batch, args.text, 4096), torch.randn(batch, 768), torch.randn(batch, 1, 512)
+    mean, logvar, control_mean, control_logvar = torch.randn(4, batch, length, 64)
+    rows, columns = torch.meshgrid(torch.arange(args.side), torch.arange(args.side), indexing="ij")
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float()
+
+    def latents(mean, logvar):
+        return (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean) - 0.1159) * 0.3611
+
+    def loss_of(t):
+        x0, control, noise = latents(mean, logvar), latents(control_mean, control_logvar), torch.randn_like(mean)
+        z = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
+        common = dict(hidden_states=z, timestep=t, guidance=torch.ones(batch), pooled_projections=y, img_ids=img_ids, return_dict=False)
+        double, single = infuse(controlnet_cond=control, encoder_hidden_states=resampler(embedding), txt_ids=torch.zeros(QUERIES, 3), **common)
+        v = base(
+            encoder_hidden_states=txt, txt_ids=torch.zeros(args.text, 3), controlnet_block_samples=double, controlnet_single_block_samples=single, **common
+        )[0]
+        return torch.square(v - (noise - x0)).mean()
+
+    loss_of = torch.compile(loss_of) if kind == "compile" else loss_of
+
+    def train() -> None:
+        loss = loss_of(torch.sigmoid(torch.randn(batch)))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        assert torch.isfinite(loss) and torch.isfinite(norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _timed(args, train)
+
+
+def _timed(args: Args, train: Callable[[], None]) -> dict[str, float]:
+    seconds = []
+    for _ in range(1 + args.steps):
+        began = time.perf_counter()
+        train()
+        seconds.append(time.perf_counter() - began)
+    return dict(first=seconds[0], step=statistics.median(seconds[1:]), peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _axes(args: Args) -> tuple[int, int, int]:
+    head = args.hidden // args.heads
+    return (head // 8, head * 7 // 16, head * 7 // 16)
+
+
+def _resampler(args: Args) -> dict[str, int]:
+    """As wide beside the base as the release's: 1280 beside 3072."""
+    heads = args.hidden * 20 // 3072
+    return dict(dim=64 * heads, heads=heads, num_queries=QUERIES, embedding_dim=512, output_dim=4096)
+
+
+if __name__ == "__main__":
+    main()
