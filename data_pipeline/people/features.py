@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 
 from data_pipeline.people.identity import Person
-from data_pipeline.people.picture import Picture
-from data_pipeline.people.surface import Sheet, blend, mirrored, spline, times
+from data_pipeline.people.attributes import Picture
+from data_pipeline.people.surface import Number, Sheet, blend, mirrored, spline, times
 
 LEFT, TOP, RIGHT, BOTTOM = -1.15, -1.0, 1.15, 1.75
 LIGHT, NEUTRAL, GLOSS = 3, 4, 5
+LOWER_LID = 0.075  # y, in the middle of an eye
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Face:
 
 EXPRESSIONS = {
     "neutral": Face(),
-    "smiling": Face(smile=0.105, widen=0.055, squint=0.022, cheeks=0.055, lids=0.94, lips=0.92),
-    "laughing": Face(smile=0.125, widen=0.085, open=0.19, teeth=1.0, squint=0.045, cheeks=0.085, lids=0.74, brow=0.02, lips=0.80),
-    "surprised": Face(widen=-0.085, open=0.27, brow=0.125, lids=1.38, lips=0.9, smile=-0.02),
-    "sad": Face(smile=-0.070, widen=-0.01, brow=0.01, frown=-0.105, lids=0.80),
+    "smiling": Face(smile=0.095, widen=0.045, squint=0.022, cheeks=0.055, lids=0.94, lips=0.92),
+    "laughing": Face(smile=0.115, widen=0.065, open=0.19, teeth=1.0, squint=0.045, cheeks=0.085, lids=0.74, brow=0.02, lips=0.80),
+    "surprised": Face(widen=-0.07, open=0.25, brow=0.125, lids=1.38, lips=0.9, smile=-0.02),
+    "sad": Face(smile=-0.055, widen=-0.01, brow=0.01, frown=-0.105, lids=0.80),
     "angry": Face(smile=-0.042, widen=-0.015, brow=-0.035, frown=0.11, lids=0.82, squint=0.025, lips=0.74),
 }
 
@@ -49,7 +50,12 @@ def mouth_corners(person: Person, face: Face) -> list[tuple[float, float]]:
     return [(side * width, person.mouth - lift + face.open * 0.22) for side in (-1, 1)]
 
 
-def paint_face(person: Person, picture: Picture, scale: float) -> Sheet:
+def eye_middle(person: Person, face: Face) -> float:
+    """The height of the middle between the lids, on paper."""
+    return (LOWER_LID - face.squint - person.eye_open * face.lids) / 2
+
+
+def paint_face(person: Person, picture: Picture, scale: Number) -> Sheet:
     """The sheet of a face at `scale` pixels a head unit."""
     pixels = np.empty((6, round((BOTTOM - TOP) * scale), round((RIGHT - LEFT) * scale)), np.float32)
     pixels[:] = np.array([*person.skin, 1, 0, 1], np.float32)[:, None, None]
@@ -143,7 +149,7 @@ def _eye(sheet: Sheet, person: Person, face: Face, picture: Picture, side: int) 
     p = person
     w, lift = p.eye_width, p.eye_open * face.lids
     x = side * p.eye_x
-    slant, low = p.eye_slant, 0.075 - face.squint
+    slant, low = p.eye_slant, LOWER_LID - face.squint
     skin = np.array(p.skin)
 
     def curve(points, steps=6):
@@ -331,7 +337,7 @@ def _beard(sheet: Sheet, person: Person, face: Face, rng: np.random.Generator) -
         dots = np.clip(0.75 + (strands - 0.5) * 1.4, 0, 1)
         sheet.paint(hair * 0.75 + np.array(p.skin) * 0.22, area * dots, strength)
         return
-    cover = np.clip(area * 1.5 - 0.25 - 0.5 * (strands - 0.5), 0, 1)
+    cover = np.clip(area * 1.5 - 0.25 - 0.5 * (strands - 0.5), 0, 1).astype(np.float32)
     colour = times(hair, 0.62 + 0.75 * strands)
     sheet.paint(colour, cover, strength)
     sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], cover * 0.8)

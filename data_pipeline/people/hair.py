@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from data_pipeline.people.haircut import Shell, Style, make_shell
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
-from data_pipeline.people.surface import Layer, View, rasterise, times
+from data_pipeline.people.surface import Layer, Number, View, rasterise, times
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +93,13 @@ def _wrapped(tile: Float32[np.ndarray, "H W"], x: Float32[np.ndarray, "h w"], y:
 
 
 def draw_ball(
-    person: Person, centre: tuple[float, float, float], radii: tuple[float, float, float], style: Style, view: View, shading: Shading, canvas: tuple[int, int]
+    person: Person,
+    centre: tuple[Number, Number, Number],
+    radii: tuple[Number, Number, Number],
+    style: Style,
+    view: View,
+    shading: Shading,
+    canvas: tuple[int, int],
 ) -> Layer | None:
     """A bun, or the tail of a ponytail."""
     angle = np.radians(np.linspace(-178, 178, 41))[None, :]

@@ -88,7 +88,7 @@ def make_shell(points, across, along, inside, ragged, thin) -> Shell:
 
 
 @lru_cache(maxsize=64)
-def shell(p: Person, style: Style, flatten: float | None = None) -> Shell:
+def shell(p: Person, style: Style, flatten: int | float | None = None) -> Shell:
     """The surface of a person's hair; `flatten` limits its thickness above the ears, for hats."""
     profile = Profile(p)
     angle = np.radians(np.linspace(-178, 178, COLUMNS))[None, :]

@@ -66,7 +66,7 @@ class Profile:
     def _polar(self, y):
         return np.arccos(np.clip((self.middle - np.asarray(y, np.float64)) / self.half, -1, 1))
 
-    def _curve(self, points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    def _curve(self, points: list[tuple[int | float, int | float]]) -> tuple[np.ndarray, np.ndarray]:
         """The curve over the polar angle, in which a round end is a straight line."""
         y, value = np.array(points).T
         curve = spline(np.stack([self._polar(y), value], axis=1), steps=8)
@@ -112,7 +112,8 @@ def _still(person: Person) -> tuple[np.ndarray, np.ndarray]:
     beyond = np.maximum(np.abs(angle) - np.pi / 2, 0) * np.sign(angle) * 1.0
     paper = np.stack([x + beyond, y], axis=-1)
     points = points.copy()
-    points[..., 2] += relief(p, x, y) * np.clip(np.cos(angle) * 2.2, 0, 1)
+    front = np.s_[:, SIDE : SIDE + FRONT]
+    points[front][..., 2] += relief(p, x[front].astype(np.float32), y[front].astype(np.float32)) * np.clip(np.cos(angle[front]) * 2.2, 0, 1)
     # The wings of the nose also stand out sideways.
     for side in (-1, 1):
         points[..., 0] += side * 0.035 * _bump(x, y, side * p.nose_width * 1.05, p.nose - 0.01, 0.05, 0.055) * np.clip(np.cos(angle), 0, 1)
@@ -158,7 +159,7 @@ def relief(p: Person, x, y):
 
 
 @lru_cache(maxsize=32)
-def head(person: Person, jaw_drop: float = 0.0, cheeks: float = 0.0) -> Head:
+def head(person: Person, jaw_drop: int | float = 0.0, cheeks: int | float = 0.0) -> Head:
     """The head with its jaw lowered and its cheeks raised by a smile, in head units."""
     points, paper = _still(person)
     points = points.copy()

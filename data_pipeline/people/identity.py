@@ -118,10 +118,10 @@ def person(number: int) -> Person:
         raise ValueError(f"person {number}; numbers start at 0")
     rng = np.random.default_rng([0x9E0, number])
 
-    def about(mean: float, spread: float) -> float:  # a bounded bell
+    def about(mean: int | float, spread: int | float) -> float:  # a bounded bell
         return float(mean + spread * np.clip(rng.normal(), -2.1, 2.1))
 
-    def pick(weights: dict[str, float]) -> str:
+    def pick(weights: dict[str, int | float]) -> str:
         p = np.array(list(weights.values()), np.float64)
         return str(rng.choice(list(weights), p=p / p.sum()))
 

@@ -45,13 +45,13 @@ class Shading:
             (np.stack([np.interp(level[:, 0], stops, tone[:, i]) for i in range(3)]) * tint.T * light.gain).astype(np.float32) for tone in (skin, plain)
         )
 
-    def reach(self, normals: Float[np.ndarray, "*n 3"], wrap: float = 0.35) -> Float[np.ndarray, "*n"]:
+    def reach(self, normals: Float[np.ndarray, "*n 3"], wrap: int | float = 0.35) -> Float[np.ndarray, "*n"]:
         """Light on surfaces that face `normals`, 0 to 1."""
         key = np.clip((normals @ self.lamp + wrap) / (1 + wrap), 0, 1)
         around = 0.72 - 0.28 * normals[..., 1]  # more from above
         return np.clip(key * (1 - self.light.share) + around * self.light.share, 0, 1)
 
-    def gloss(self, normals: Float[np.ndarray, "*n 3"], power: float) -> Float[np.ndarray, "*n"]:
+    def gloss(self, normals: Float[np.ndarray, "*n 3"], power: int | float) -> Float[np.ndarray, "*n"]:
         return np.clip(normals @ self.half, 0, 1) ** power
 
     def tone(self, table: Float32[np.ndarray, "3 256"], reach: Float[np.ndarray, "*n"]) -> Float32[np.ndarray, "3 *n"]:

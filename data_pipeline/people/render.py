@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from data_pipeline.people import features, hair, wear
-from data_pipeline.people.captions import captions, pose
+from data_pipeline.people.grammar import captions, pose
 from data_pipeline.people.features import EXPRESSIONS, paint_face
 from data_pipeline.people.haircut import STYLES, shell
 from data_pipeline.people.head import PIVOT, Head, head, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import LIGHTS, Shading
-from data_pipeline.people.picture import Picture
+from data_pipeline.people.attributes import Picture
 from data_pipeline.people.scene import draw_scene
 from data_pipeline.people.surface import Layer, Sheet, View, rasterise, rotation, spline, times
 
@@ -38,7 +38,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     canvas_size = height * OVERSAMPLING, width * OVERSAMPLING
     rng = np.random.default_rng([0xD2A3, *picture.seed])
     face = EXPRESSIONS[picture.expression]
-    shape = head(person, jaw_drop=face.open * 0.62, cheeks=face.cheeks)
+    shape = _shape(person, face)
     view = _view(person, picture, *canvas_size)
     shading = Shading(LIGHTS[picture.light])
 
@@ -96,12 +96,26 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
 
     small = cv2.merge([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in canvas])
     image = _finish(small, picture, rng)
-    corners = features.mouth_corners(person, face)
-    marks = np.array([(-person.eye_x, 0.0), (person.eye_x, 0.0), (0.0, person.nose - 0.03), *corners])
-    keypoints = view(place(person, shape, marks).astype(np.float64)) / OVERSAMPLING - 0.5  # the first pixel is centred on 0
     attributes = {"person": person.number, "gender": person.gender, "age": person.age, "hair_style": person.hair_style, "hair_colour": person.hair_colour}
     attributes |= {"eye_colour": person.eye_colour, "beard": person.beard, "pose": pose(picture)} | asdict(picture)
-    return Rendered(image, keypoints.astype(np.float32), captions(person, picture, 1)[0], attributes)
+    return Rendered(image, keypoints(person, picture, height, width), captions(person, picture, 1)[0], attributes)
+
+
+def keypoints(person: Person, picture: Picture, height: int = 512, width: int = 512) -> Float32[np.ndarray, "5 2"]:
+    """Where `render` puts the middle of the viewer's left and right eye, the tip of the nose and the corners of the mouth, in pixels.
+
+    The first pixel is centred on 0, as OpenCV's drawing and warping have it.
+    """
+    face = EXPRESSIONS[picture.expression]
+    eye = features.eye_middle(person, face)
+    marks = np.array([(-person.eye_x, eye), (person.eye_x, eye), (0.0, person.nose - 0.03), *features.mouth_corners(person, face)])
+    view = _view(person, picture, height * OVERSAMPLING, width * OVERSAMPLING)
+    points = view(place(person, _shape(person, face), marks).astype(np.float64)) / OVERSAMPLING - 0.5
+    return points.astype(np.float32)
+
+
+def _shape(person: Person, face: features.Face) -> Head:
+    return head(person, jaw_drop=face.open * 0.62, cheeks=face.cheeks)
 
 
 def _over(canvas: Float32[np.ndarray, "3 H W"], layer: Layer | None) -> None:

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipeline.people.picture import COLOURS, Picture
+from data_pipeline.people.attributes import COLOURS, Picture
+from data_pipeline.people.surface import Number
 
 Rgb = tuple[int, int, int]
 
@@ -26,7 +27,7 @@ def _c(*rgb: int) -> np.ndarray:
     return np.array(rgb, np.float32) / 255
 
 
-def _down(h: int, w: int, stops: list[tuple[float, np.ndarray]]) -> Float32[np.ndarray, "h w 3"]:
+def _down(h: int, w: int, stops: list[tuple[Number, np.ndarray]]) -> Float32[np.ndarray, "h w 3"]:
     """Colours from the top (0) to the bottom (1)."""
     y = (np.arange(h) + 0.5) / h
     at = [s[0] for s in stops]
@@ -39,10 +40,10 @@ def _blobs(
     rng: np.random.Generator,
     count: int,
     colours: list[np.ndarray],
-    radius: tuple[float, float],
-    top: float,
-    bottom: float,
-    spread: float = 0.12,
+    radius: tuple[Number, Number],
+    top: Number,
+    bottom: Number,
+    spread: Number = 0.12,
 ) -> None:
     h, w = image.shape[:2]
     for _ in range(count):
@@ -56,10 +57,10 @@ def _bokeh(
     rng: np.random.Generator,
     count: int,
     colours: list[np.ndarray],
-    radius: tuple[float, float],
-    top: float,
-    bottom: float,
-    strength: float = 0.7,
+    radius: tuple[Number, Number],
+    top: Number,
+    bottom: Number,
+    strength: Number = 0.7,
 ) -> None:
     """Lights out of focus: bright see-through discs with a brighter rim."""
     h, w = image.shape[:2]
@@ -74,7 +75,7 @@ def _bokeh(
     image += (1 - image) * layer
 
 
-def _hills(image: np.ndarray, rng: np.random.Generator, base: float, rise: float, rough: int, colour: np.ndarray, low: np.ndarray | None = None) -> None:
+def _hills(image: np.ndarray, rng: np.random.Generator, base: Number, rise: Number, rough: int, colour: np.ndarray, low: np.ndarray | None = None) -> None:
     h, w = image.shape[:2]
     knots = rng.uniform(-1, 1, rough)
     line = np.interp(np.linspace(0, rough - 1, w), np.arange(rough), knots)

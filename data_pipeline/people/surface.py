@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, Real
 
+Number = int | float | np.floating
 Points = Real[np.ndarray, "*n 2"]
 
 
@@ -36,7 +37,7 @@ class View:
         return self.flat(self.space(points))
 
 
-def rotation(yaw: float, pitch: float, roll: float) -> Float[np.ndarray, "3 3"]:
+def rotation(yaw: Number, pitch: Number, roll: Number) -> Float[np.ndarray, "3 3"]:
     """Turns by degrees: yaw to the viewer's right, pitch downwards, roll clockwise as the viewer sees it."""
     a, b, c = np.radians([yaw, pitch, roll])
     turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
@@ -123,11 +124,19 @@ def _solve(ax, ay, bx, by):
     return by * det, -bx * det, -ay * det, ax * det
 
 
-def normals(points: Float[np.ndarray, "r c 3"]) -> Float[np.ndarray, "r c 3"]:
+def normals(points: Float[np.ndarray, "r c 3"]) -> Float32[np.ndarray, "r c 3"]:
     """Unit normals of a grid of points, outwards where columns run to the right and rows down as seen from outside."""
-    down, across = np.gradient(points, axis=(0, 1))
-    normal = np.cross(across, down)
-    return normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
+    planes = np.ascontiguousarray(np.moveaxis(points, -1, 0), np.float32)
+    (ax, ay, az), (dx, dy, dz) = _differences(planes, 2), _differences(planes, 1)
+    normal = np.stack([ay * dz - az * dy, az * dx - ax * dz, ax * dy - ay * dx], axis=-1)
+    return normal / (np.sqrt((normal * normal).sum(axis=-1, keepdims=True)) + np.float32(1e-9))
+
+
+def _differences(planes: np.ndarray, axis: int) -> np.ndarray:
+    """Steps from the neighbour before to the neighbour after."""
+    first, last = (np.take(planes, [k], axis) for k in (0, -1))
+    padded = np.concatenate([first, planes, last], axis)
+    return padded[:, 2:] - padded[:, :-2] if axis == 1 else padded[..., 2:] - padded[..., :-2]
 
 
 def fixed(points: Real[np.ndarray, "*n 2"]) -> Int[np.ndarray, "*n 2"]:
@@ -172,7 +181,7 @@ class Sheet:
     Pixels are planes, one a channel: on planes NumPy is several times faster.
     """
 
-    def __init__(self, pixels: Float32[np.ndarray, "k h w"], scale: float, left: float, top: float):
+    def __init__(self, pixels: Float32[np.ndarray, "k h w"], scale: Number, left: Number, top: Number):
         self.pixels, self.scale, self.left, self.top = pixels, scale, left, top
         self.x = ((np.arange(pixels.shape[2], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(left))[None, :]
         self.y = ((np.arange(pixels.shape[1], dtype=np.float32) + 0.5) / np.float32(scale) + np.float32(top))[:, None]
@@ -182,7 +191,7 @@ class Sheet:
         """Height and width in pixels."""
         return self.pixels.shape[1:]
 
-    def window(self, x0: float, y0: float, x1: float, y1: float) -> "Sheet":
+    def window(self, x0: Number, y0: Number, x1: Number, y1: Number) -> "Sheet":
         """The part between two corners, on the same pixels; at least one pixel."""
         h, w = self.size
         i0, i1 = (min(max(round((v - self.top) * self.scale), 0), h) for v in (y0, y1))
@@ -194,27 +203,27 @@ class Sheet:
     def _fixed(self, points: Points) -> Int[np.ndarray, "*n 2"]:
         return fixed((np.asarray(points, np.float64) - (self.left, self.top)) * self.scale)
 
-    def fill(self, *outlines: Points, soft: float = 0.0) -> Float32[np.ndarray, "h w"]:
+    def fill(self, *outlines: Points, soft: Number = 0.0) -> Float32[np.ndarray, "h w"]:
         mask = np.zeros(self.size, np.uint8)
         for outline in outlines:
             cv2.fillPoly(mask, [self._fixed(outline)], 255, cv2.LINE_AA, 4)
         return self._soft(mask, soft)
 
-    def line(self, *curves: Points, width: float, soft: float = 0.0) -> Float32[np.ndarray, "h w"]:
+    def line(self, *curves: Points, width: Number, soft: Number = 0.0) -> Float32[np.ndarray, "h w"]:
         """Lines of `width` units; below a pixel they get fainter instead."""
         mask = np.zeros(self.size, np.uint8)
         pixels = width * self.scale
         cv2.polylines(mask, [self._fixed(curve) for curve in curves], False, min(255, round(255 * pixels)), max(1, round(pixels)), cv2.LINE_AA, 4)
         return self._soft(mask, soft)
 
-    def strokes(self, ends: Float[np.ndarray, "n 2 2"], width: float) -> Float32[np.ndarray, "h w"]:
+    def strokes(self, ends: Float[np.ndarray, "n 2 2"], width: Number) -> Float32[np.ndarray, "h w"]:
         """Many straight lines."""
         mask = np.zeros(self.size, np.uint8)
         pixels = width * self.scale
         cv2.polylines(mask, list(self._fixed(ends)), False, min(255, round(255 * pixels)), max(1, round(pixels)), cv2.LINE_AA, 4)
         return self._soft(mask, 0.0)
 
-    def dots(self, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], radius: Float[np.ndarray, "n"], strength: Float[np.ndarray, "n"], soft: float):
+    def dots(self, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], radius: Float[np.ndarray, "n"], strength: Float[np.ndarray, "n"], soft: Number):
         """Many discs, each with its strength (0 to 1)."""
         mask = np.zeros(self.size, np.uint8)
         places = self._fixed(np.stack([x, y], axis=1)).tolist()
@@ -222,41 +231,42 @@ class Sheet:
             cv2.circle(mask, place, r, s, -1, cv2.LINE_AA, 4)
         return self._soft(mask, soft)
 
-    def _soft(self, mask: np.ndarray, soft: float) -> Float32[np.ndarray, "h w"]:
+    def _soft(self, mask: np.ndarray, soft: Number) -> Float32[np.ndarray, "h w"]:
         values = mask.astype(np.float32)
         values *= 1 / 255
         return self.blur(values, soft)
 
-    def blur(self, mask: Float32[np.ndarray, "h w"], soft: float) -> Float32[np.ndarray, "h w"]:
+    def blur(self, mask: Float32[np.ndarray, "h w"], soft: Number) -> Float32[np.ndarray, "h w"]:
         sigma = soft * self.scale
         return cv2.GaussianBlur(mask, (0, 0), sigma) if sigma > 0.3 else mask
 
-    def spot(self, x: float, y: float, width: float, height: float) -> Float32[np.ndarray, "h w"]:
+    def spot(self, x: Number, y: Number, width: Number, height: Number) -> Float32[np.ndarray, "h w"]:
         """A Gaussian spot of peak 1 (widths are standard deviations)."""
         return np.exp(-0.5 * ((self.y - np.float32(y)) / np.float32(height)) ** 2) * np.exp(-0.5 * ((self.x - np.float32(x)) / np.float32(width)) ** 2)
 
-    def disc(self, x: float, y: float, radius: float, edge: float) -> Float32[np.ndarray, "h w"]:
+    def disc(self, x: Number, y: Number, radius: Number, edge: Number) -> Float32[np.ndarray, "h w"]:
         """A disc whose rim fades over `edge`, at least over a pixel."""
         edge = max(edge, 1 / self.scale)
         return np.clip((np.float32(radius) - np.hypot(self.x - np.float32(x), self.y - np.float32(y))) / np.float32(edge) + 0.5, 0, 1)
 
-    def paint(self, colour, mask: Float32[np.ndarray, "h w"], opacity: float = 1.0) -> None:
+    def paint(self, colour, mask: Float[np.ndarray, "h w"], opacity: Number = 1.0) -> None:
         """Lays a colour, or a picture of this size (3, h, w), over the first three channels as far as the mask is opaque."""
+        mask = mask.astype(np.float32, copy=False)
         if opacity != 1:
             mask = mask * np.float32(opacity)
         for plane, value in zip(self.pixels, np.asarray(colour, np.float32)):
             plane += (value - plane) * mask
 
-    def dab(self, colour, x: float, y: float, width: float, height: float, opacity: float) -> None:
+    def dab(self, colour, x: Number, y: Number, width: Number, height: Number, opacity: Number) -> None:
         """Paints a Gaussian spot."""
         part = self.window(x - 3 * width, y - 3 * height, x + 3 * width, y + 3 * height)
         part.paint(colour, part.spot(x, y, width, height), opacity)
 
-    def darken(self, channel: int, mask: Float32[np.ndarray, "h w"], amount: float) -> None:
+    def darken(self, channel: int, mask: Float[np.ndarray, "h w"], amount: Number) -> None:
         """Multiplies one channel by 1 - amount * mask."""
         self.pixels[channel] *= 1 - np.float32(amount) * mask
 
-    def shade(self, channel: int, x: float, y: float, width: float, height: float, amount: float) -> None:
+    def shade(self, channel: int, x: Number, y: Number, width: Number, height: Number, amount: Number) -> None:
         """Darkens by a Gaussian spot."""
         part = self.window(x - 3 * width, y - 3 * height, x + 3 * width, y + 3 * height)
         part.darken(channel, part.spot(x, y, width, height), amount)
@@ -270,9 +280,9 @@ def blend(start, end, share: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "3
 
 def times(colour, light: Float[np.ndarray, "*k h w"]) -> Float32[np.ndarray, "3 h w"]:
     """A colour under light."""
-    return np.asarray(colour, np.float32)[:, None, None] * light
+    return np.asarray(colour, np.float32)[:, None, None] * light.astype(np.float32, copy=False)
 
 
-def mirrored(points: list[tuple[float, float]] | Points, side: int, x: float = 0.0, y: float = 0.0) -> Points:
+def mirrored(points: list[tuple[Number, Number]] | Points, side: int, x: Number = 0.0, y: Number = 0.0) -> Points:
     """Moves points to (x, y). side -1 mirrors them: shapes are given for the right half of the picture, where x grows outwards."""
     return np.asarray(points, np.float64) * (side, 1) + (x, y)

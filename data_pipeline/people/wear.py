@@ -8,8 +8,8 @@ from data_pipeline.people.haircut import Shell, Style
 from data_pipeline.people.head import Head, Profile, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
-from data_pipeline.people.picture import COLOURS, Picture
-from data_pipeline.people.surface import Layer, Seen, Sheet, View, blend, mirrored, normals, rasterise, spline, times
+from data_pipeline.people.attributes import COLOURS, Picture
+from data_pipeline.people.surface import Layer, Number, Seen, Sheet, View, blend, mirrored, normals, rasterise, spline, times
 
 SCARF = Style((-0.84, -0.70, 1.3, 1.4, 1.4), top=0.16, front=0.13, side=0.17, flow="back", length=1.4, flare=0.02, ragged=0.0)
 
@@ -52,7 +52,7 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
     shade = _cloth_light(sheet, shading, wide, turn, rng)
     outer = np.concatenate([spline(right), [(wide * 1.2, 9.0), (-wide * 1.2, 9.0)], spline(left)])
 
-    def opening(width: float, low: float, sharp: bool = False):
+    def opening(width: Number, low: Number, sharp: bool = False):
         points = [(width, 0.78), (width * 0.92, 0.80 + (low - 0.80) * 0.45), (width * 0.50, 0.80 + (low - 0.80) * 0.90), (0, low)]
         if sharp:
             points = [(width, 0.78), (width * 0.55, 0.78 + (low - 0.78) * 0.5), (0, low)]
@@ -63,7 +63,7 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
         tone = shade if pattern is None else shade * pattern
         sheet.paint(times(np.minimum(colour * 0.94 + 0.015, 1), tone), mask)
 
-    def garment(width: float, low: float, sharp: bool = False):
+    def garment(width: Number, low: Number, sharp: bool = False):
         return np.concatenate([outer, opening(width, low, sharp)[::-1]])
 
     if kind == "suit":
@@ -186,7 +186,7 @@ def draw_body(canvas: Float32[np.ndarray, "3 H W"], person: Person, picture: Pic
     sheet.paint(colour * 0.25, sheet.spot(turn - 0.25 * shading.lamp[0], 0.86, neck * 1.25, 0.20) * mask, 0.45)
 
 
-def _neck_outline(person: Person, top: float, turn: float):
+def _neck_outline(person: Person, top: Number, turn: Number):
     """`top` is the x of its upper end, which moves with the head; `turn` of its lower end."""
     w = person.neck
     right = np.array(
@@ -207,7 +207,7 @@ def _neck_outline(person: Person, top: float, turn: float):
     return spline(np.concatenate([right + aside, (right * (-1, 1) + aside)[::-1]]))
 
 
-def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: float, turn: float) -> None:
+def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: Number, turn: Number) -> None:
     w = person.neck
     part = sheet.window(-w * 2.4, -0.7, w * 2.4, 2.0)
     mask = part.fill(_neck_outline(person, top, turn))
@@ -224,7 +224,7 @@ def _neck(sheet: Sheet, person: Person, view: View, shading: Shading, top: float
     part.paint(times(person.skin, shading.tone(shading.skin, reach)), mask)
 
 
-def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: np.random.Generator) -> Float32[np.ndarray, "3 h w"]:
+def _cloth_light(sheet: Sheet, shading: Shading, wide: Number, turn: Number, rng: np.random.Generator) -> Float32[np.ndarray, "3 h w"]:
     h, w = sheet.size
     small = max(2, h // 4), max(2, w // 4)
     y = np.linspace(sheet.y[0, 0], sheet.y[-1, 0], small[0], dtype=np.float32)[:, None]
@@ -248,7 +248,7 @@ def _cloth_light(sheet: Sheet, shading: Shading, wide: float, turn: float, rng: 
 # Hats
 
 
-def _dome(person: Person, thick: float, low: float, rise: float, columns: int = 73, rows: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _dome(person: Person, thick: Number, low: Number, rise: Number, columns: int = 73, rows: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A cap around the skull down to y = low, `rise` deeper at the back: points, angles, and how far down (0 to 1)."""
     profile = Profile(person)
     angle = np.radians(np.linspace(-178, 178, columns))[None, :]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_pipeline.people.identity import Person
-from data_pipeline.people.picture import Picture
+from data_pipeline.people.attributes import Picture
 
 EXPRESSION = {
     "neutral": ("with a neutral expression", "with a calm face", "looking serious"),

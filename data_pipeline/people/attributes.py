@@ -78,7 +78,7 @@ def picture(person_number: int, picture_number: int, look: str = "clean") -> Pic
     def pick(names, weights=None) -> str:
         return str(rng.choice(list(names), p=None if weights is None else np.array(weights) / np.sum(weights)))
 
-    def bell(spread: float, limit: float) -> float:
+    def bell(spread: int | float, limit: int | float) -> float:
         return float(np.clip(rng.normal(0, spread), -limit, limit))
 
     snapshot = rng.random() < 0.5
