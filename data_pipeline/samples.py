@@ -118,11 +118,11 @@ class Draw:
 
     def _caption(self, sample: Sample, lot: float) -> int | None:
         if sample.target_record is None:  # so all weigh the same
-            return int(lot * sample.captions) if sample.captions else None
+            return min(int(lot * sample.captions), sample.captions - 1) if sample.captions else None
         weights = np.cumsum([self.weights.get(caption.source, 1.0) for caption in sample.target_record.captions])
         if not len(weights) or weights[-1] <= 0:
             return None
-        return int(np.searchsorted(weights, lot * weights[-1], side="right"))
+        return min(int(np.searchsorted(weights, lot * weights[-1], side="right")), len(weights) - 1)  # the product may round up
 
 
 # From pictures and captions -----------------------------------------------------------------------

@@ -61,10 +61,12 @@ def take(loader, count, start=0):
 # What a batch holds -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pairing", ["spss", "spms"])
-def test_rows_are_made_of_their_records(load, pairs_dataset, tokenizers, pairing):
-    loader = load(pairs_dataset, pairing=pairing, batch_size=1)
-    records, index = open_records(pairs_dataset, "train"), open_index(pairs_dataset, "train")
+@pytest.mark.parametrize("which, pairing", [("pairs_dataset", "spss"), ("pairs_dataset", "spms"), ("dataset", "spss")])
+def test_rows_are_made_of_their_records(load, request, tokenizers, which, pairing):
+    """`dataset` has larger pictures, which are decoded at a quarter for the target and in full for the crop."""
+    path = request.getfixturevalue(which)
+    loader = load(path, pairing=pairing, batch_size=1)
+    records, index = open_records(path, "train"), open_index(path, "train")
     kept, shown, texts, inline = set(), set(), set(), set()
     for step in range(3 * loader.steps_per_epoch()):
         batch, rows, bucket = loader.dataset[step], loader.plan.rows(step), loader.bucket_of(step)
