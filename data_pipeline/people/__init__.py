@@ -7,9 +7,9 @@
 Everything is a function of the numbers of person and picture. `python -m data_pipeline.people --help` writes folders of pictures.
 """
 
+from data_pipeline.people.attributes import Picture, picture
 from data_pipeline.people.grammar import captions
 from data_pipeline.people.identity import Person, person
-from data_pipeline.people.attributes import Picture, picture
 from data_pipeline.people.render import Rendered, keypoints, render
 
 __all__ = ["Person", "Picture", "Rendered", "captions", "keypoints", "person", "picture", "render"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float32
 
 EXPRESSIONS = ("neutral", "smiling", "laughing", "surprised", "sad", "angry")
 LIGHTS = ("soft", "warm", "cool", "from the left", "from the right", "dim", "golden")
@@ -31,6 +32,11 @@ SCENES = (
     "space",
 )
 LOOKS = ("snapshot", "clean")
+
+
+def rgb(name: str) -> Float32[np.ndarray, "3"]:
+    """A named colour, 0 to 1."""
+    return np.array(COLOURS[name], np.float32) / 255
 
 
 @dataclass(frozen=True)

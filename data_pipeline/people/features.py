@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_pipeline.people.identity import Person
 from data_pipeline.people.attributes import Picture
+from data_pipeline.people.identity import Person
 from data_pipeline.people.surface import Number, Sheet, blend, mirrored, spline, times
 
 LEFT, TOP, RIGHT, BOTTOM = -1.15, -1.0, 1.15, 1.75
@@ -198,11 +198,11 @@ def _eye(sheet: Sheet, person: Person, face: Face, picture: Picture, side: int) 
     edge = np.concatenate([upper, (upper - np.stack([-side * thick * 0.5, thick], axis=1))[::-1]])
     sheet.paint(lash, np.maximum(sheet.fill(edge), sheet.line(upper, width=0.012)), 0.95)
     lashes = []
-    for place in np.linspace(0.30, 0.99, 11):
+    for place in np.linspace(0.28, 0.99, 17):
         root = upper[round(place * (len(upper) - 1))]
-        length = (0.022 + 0.040 * place) * p.lashes
+        length = (0.018 + 0.034 * place) * p.lashes
         lashes.append(np.array([root, root + (side * (0.15 + 0.8 * (place - 0.3)) * length, -length)]))
-    sheet.paint(lash, sheet.line(*lashes, width=0.010), 0.8)
+    sheet.paint(lash, sheet.strokes(np.array(lashes), width=0.0062), 0.8)
     if p.makeup > 0.5:
         sheet.paint(lash, sheet.line(lower[: len(lower) * 2 // 3], width=0.010, soft=0.004), 0.5 * p.makeup)
 
@@ -223,13 +223,13 @@ def _brow(sheet: Sheet, person: Person, face: Face, side: int, rng: np.random.Ge
     natural = p.hair_colour not in ("pink", "blue", "purple", "green")
     colour = hair * (0.62 if grey else 0.72) if natural else np.array((0.20, 0.14, 0.12))
     colour = np.minimum(colour, np.array(p.skin) * 0.72)
-    sheet.paint(colour, shape * fade, 0.66)
+    sheet.paint(colour, shape * fade, 0.80)
     u, t, length = rng.random(110) ** 0.9, rng.random(110)[:, None], rng.uniform(0.045, 0.085, 110)
     k = np.minimum((u * (len(low) - 1)).astype(int), len(low) - 1)
     root = low[k] * (1 - t) + high[k] * t
     lean = np.stack([side * (0.3 + u), -0.75 + 0.95 * u + 0.3 * t[:, 0]], axis=1)
     hairs = np.stack([root, root + lean * (length * (1.1 - 0.4 * u))[:, None]], axis=1)
-    sheet.paint(colour * 0.62, sheet.strokes(hairs[:70], width=0.0065) * fade, 0.8)
+    sheet.paint(colour * 0.70, sheet.strokes(hairs[:70], width=0.0060) * fade, 0.6)
     sheet.paint(np.minimum(colour * 1.4, 1), sheet.strokes(hairs[70:], width=0.006) * fade, 0.4)
     sheet.pixels[NEUTRAL] = np.maximum(sheet.pixels[NEUTRAL], shape * 0.5)
 

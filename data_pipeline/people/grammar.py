@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_pipeline.people.identity import Person
 from data_pipeline.people.attributes import Picture
+from data_pipeline.people.identity import Person
 
 EXPRESSION = {
     "neutral": ("with a neutral expression", "with a calm face", "looking serious"),

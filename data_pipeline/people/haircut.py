@@ -55,7 +55,7 @@ STYLES = {
     "long bangs": Style((-0.44, -0.38, 2.2, 2.3, 2.3), top=0.18, front=0.15, side=0.16, flow="crown", length=2.3, flare=0.10, ragged=0.08),
     "long straight": Style((-1.0, -0.82, 2.2, 2.3, 2.3), top=0.15, front=0.13, side=0.14, flow="part", length=2.3, flare=0.08, ragged=0.08),
     "long wavy": Style((-0.98, -0.80, 2.1, 2.2, 2.2), top=0.20, front=0.17, side=0.24, flow="part", length=2.2, flare=0.28, wave=1.0, ragged=0.12),
-    "long curly": Style((-0.96, -0.74, 1.8, 1.9, 1.9), top=0.27, front=0.19, side=0.25, flow="part", length=1.9, flare=0.38, curl=0.8, ragged=0.16),
+    "long curly": Style((-0.96, -0.74, 1.8, 1.9, 1.9), top=0.27, front=0.19, side=0.25, flow="crown", length=1.9, flare=0.38, curl=0.8, ragged=0.16),
     "bun": Style((-1.02, -0.80, 0.10, -0.08, 0.85), top=0.11, front=0.10, side=0.07, flow="back", ragged=0.03, bun=0.40),
     "ponytail": Style((-1.02, -0.80, 0.10, -0.08, 0.85), top=0.12, front=0.11, side=0.07, flow="back", ragged=0.03, bun=0.30),
 }
@@ -126,6 +126,8 @@ def shell(p: Person, style: Style, flatten: int | float | None = None) -> Shell:
         thick = thick + 0.16 * np.exp(-(((up - 0.78) / 0.22) ** 2)) * np.clip(cos, 0, 1) ** 2
     if flatten is not None:
         thick = np.minimum(thick, flatten + np.clip((y + 0.55) / 0.75, 0, 1) * thick)
+    if style.curl:  # lumps
+        thick = thick * (1 + 0.13 * np.sin(9 * angle + 2.3 * np.sin(3 * y) + 6 * p.wave) * np.sin(6.5 * y + 2 * np.sin(4 * angle)))
     taper = np.sqrt(np.clip(inside / (0.26 if not style.curl else max(0.16, 0.9 * style.side)), 0, 1))
     if style.long:
         taper = taper + (1 - taper) * np.clip((deg - 54) / 14, 0, 1)

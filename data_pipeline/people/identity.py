@@ -37,7 +37,8 @@ EYES = {
     "grey": (118, 136, 146),
 }
 WOMEN_HAIR = {
-    "long straight": 5, "long wavy": 5, "long curly": 4, "bob": 4, "bangs bob": 3, "long bangs": 3, "pixie": 2, "bun": 4, "afro": 2, "curly": 1.5, "ponytail": 3,
+    "long straight": 5, "long wavy": 5, "long curly": 4, "bob": 4, "bangs bob": 3, "long bangs": 3, "pixie": 2, "bun": 4, "afro": 2, "curly": 1.5,
+    "ponytail": 3,
 }  # fmt: skip
 MEN_HAIR = {
     "crop": 5, "side part": 5, "quiff": 4, "swept back": 3, "curly": 4, "buzz": 3, "bald": 2, "receding": 2, "afro": 2, "long straight": 0.7, "long wavy": 0.7,
@@ -182,7 +183,8 @@ def person(number: int) -> Person:
         nose=nose, nose_width=wide_nose, nose_depth=about(0.27, 0.04), nose_bridge=about(0.075, 0.014), nose_up=about(0.0, 0.03),
         mouth=mouth, mouth_width=about(0.355, 0.035) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
         lower_lip=max(0.06, about(0.100, 0.015) + 0.028 * full), bow=about(0.24, 0.09), mouth_rest=about(0.04, 0.02), makeup=makeup,
-        hairline=about(-0.98, 0.06), hair_volume=about(1.0, 0.2), hair_length=float(rng.uniform(0, 1)), parting=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.42)),
+        hairline=about(-0.98, 0.06), hair_volume=about(1.0, 0.2), hair_length=float(rng.uniform(0, 1)),
+        parting=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.42)),
         wave=float(rng.uniform(0, 1)),
         ear=about(1.0, 0.1), neck=about(0.63 if man else 0.49, 0.035), shoulders=about(2.25 if man else 1.92, 0.12),
         freckles=int(rng.integers(50, 170)) if rng.random() < 0.25 * (1 - dark) else 0,

@@ -6,14 +6,17 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from data_pipeline.people import features, hair, wear
-from data_pipeline.people.grammar import captions, pose
+from data_pipeline.people import features, hair
+from data_pipeline.people.attributes import Picture
+from data_pipeline.people.clothes import draw_body
 from data_pipeline.people.features import EXPRESSIONS, paint_face
+from data_pipeline.people.glasses import draw_glasses
+from data_pipeline.people.grammar import captions, pose
 from data_pipeline.people.haircut import STYLES, shell
+from data_pipeline.people.hats import SCARF, draw_hat, draw_scarf
 from data_pipeline.people.head import PIVOT, Head, head, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import LIGHTS, Shading
-from data_pipeline.people.attributes import Picture
 from data_pipeline.people.scene import draw_scene
 from data_pipeline.people.surface import Layer, Sheet, View, rasterise, rotation, spline, times
 
@@ -47,15 +50,15 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     style = STYLES.get(person.hair_style)  # none for the bald
     scarf = picture.headwear == "headscarf"
     hatted = picture.headwear in ("beanie", "cap", "straw hat")
-    hat_behind, hat_front = wear.draw_hat(person, picture, view, shading, canvas_size)
+    hat_behind, hat_front = draw_hat(person, picture, view, shading, canvas_size)
 
     # Behind the head
     for layer in hat_behind:
         layer.over(canvas)
     mane = None
     if scarf:
-        mane = shell(person, wear.SCARF)
-        _over(canvas, wear.draw_scarf(person, picture, mane, view, shading, canvas_size, back=True))
+        mane = shell(person, SCARF)
+        _over(canvas, draw_scarf(person, picture, mane, view, shading, canvas_size, back=True))
     elif style is not None:
         mane = shell(person, style, 0.065 if hatted else None)
         if person.hair_style == "ponytail":  # hangs behind one shoulder
@@ -68,7 +71,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
             _over(canvas, hair.draw_ball(person, knot, (size, size * 0.82, size), style, view, shading, canvas_size))
         if style.long or style.curl:  # the inside, beside the neck and through gaps at the temples
             _over(canvas, hair.draw_hair(person, style, mane, view, shading, canvas_size, back=True))
-    wear.draw_body(canvas, person, picture, view, shading, rng)
+    draw_body(canvas, person, picture, view, shading, rng)
     covered = scarf or (style is not None and style.long)
     nearer = [(view.rotation @ np.array([side, 0.0, 0.10]))[2] > 0 for side in (-1, 1)]
     for side, near in zip((-1, 1), nearer):
@@ -78,7 +81,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     # Hair and hat are painted first and laid on later, for they throw shadows on the face.
     locks = None
     if scarf:
-        locks = wear.draw_scarf(person, picture, mane, view, shading, canvas_size)
+        locks = draw_scarf(person, picture, mane, view, shading, canvas_size)
     elif mane is not None:
         locks = hair.draw_hair(person, style, mane, view, shading, canvas_size)
     shadow = np.zeros(canvas_size, np.float32)
@@ -89,7 +92,7 @@ def render(person: Person, picture: Picture, height: int = 512, width: int = 512
     for side, near in zip((-1, 1), nearer):
         if near and not covered:
             _ear(canvas, person, view, shading, side)
-    wear.draw_glasses(canvas, person, picture, shape, view, shading, rng)
+    draw_glasses(canvas, person, picture, shape, view)
     _over(canvas, locks)
     for layer in hat_front:
         layer.over(canvas)
