@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from data_pipeline.people import features, hair
+from data_pipeline.people import hair
 from data_pipeline.people.attributes import Picture
 from data_pipeline.people.clothes import draw_body
-from data_pipeline.people.features import EXPRESSIONS, paint_face
+from data_pipeline.people.expressions import EXPRESSIONS, Face, eye_middle, mouth_corners
+from data_pipeline.people.features import paint_face
 from data_pipeline.people.glasses import draw_glasses
 from data_pipeline.people.grammar import captions, pose
 from data_pipeline.people.haircut import STYLES, shell
@@ -110,14 +111,14 @@ def keypoints(person: Person, picture: Picture, height: int = 512, width: int = 
     The first pixel is centred on 0, as OpenCV's drawing and warping have it.
     """
     face = EXPRESSIONS[picture.expression]
-    eye = features.eye_middle(person, face)
-    marks = np.array([(-person.eye_x, eye), (person.eye_x, eye), (0.0, person.nose - 0.03), *features.mouth_corners(person, face)])
+    eye = eye_middle(person, face)
+    marks = np.array([(-person.eye_x, eye), (person.eye_x, eye), (0.0, person.nose - 0.03), *mouth_corners(person, face)])
     view = _view(person, picture, height * OVERSAMPLING, width * OVERSAMPLING)
     points = view(place(person, _shape(person, face), marks).astype(np.float64)) / OVERSAMPLING - 0.5
     return points.astype(np.float32)
 
 
-def _shape(person: Person, face: features.Face) -> Head:
+def _shape(person: Person, face: Face) -> Head:
     return head(person, jaw_drop=face.open * 0.62, cheeks=face.cheeks)
 
 

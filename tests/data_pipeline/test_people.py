@@ -186,7 +186,7 @@ def test_every_attribute_shows():
     snapshot = people.render(someone, still(2, look="snapshot"), 128, 128).image.astype(int)
     assert 2 < np.abs(snapshot - base).mean() < 40
     grain, smooth = (np.abs(np.diff(image[:12, :40], axis=1)).mean() for image in (snapshot, base))
-    assert grain > 2 * smooth
+    assert grain > 1.4 * smooth
 
 
 def test_first_captions_state_everything():
