@@ -218,7 +218,7 @@ def config(args: Args, **settings):
     from infu_jax.train_config import DataConfig
 
     settings = {"resolution": args.resolution, "prompt_dropout": 0.0, "keypoint_share": 1.0, "threads": args.cores, "prefetch": 2, **settings}
-    return DataConfig(paths=(args.folder / "dataset",), **settings)
+    return DataConfig(paths=(str(args.folder / "dataset"),), **settings)
 
 
 def ours(args: Args) -> Iterator[int]:

@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
         out=Path("runs/infu_stage1"),
         steps=300_000,
         batch_size=512,
-        data=DataConfig(paths=(Path("data/spss"),), pairing="spss"),
+        data=DataConfig(paths=("data/spss",), pairing="spss"),
         optimizer=OptimizerConfig(learning_rate=2e-5),
         checkpoint=CheckpointConfig(every_steps=1000, keep=3, keep_every_steps=50_000),
         validation=ValidationConfig(every_steps=5000),

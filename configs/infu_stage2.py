@@ -23,7 +23,7 @@ def get_config() -> TrainConfig:
         steps=20_000,
         batch_size=256,
         models=ModelsConfig(init=Path("runs/infu_stage1")),
-        data=DataConfig(paths=(Path("data/spms"),), pairing="spms"),
+        data=DataConfig(paths=("data/spms",), pairing="spms"),
         optimizer=OptimizerConfig(learning_rate=1e-5),
         checkpoint=CheckpointConfig(every_steps=500, keep=3, keep_every_steps=5000),
         validation=ValidationConfig(every_steps=1000),

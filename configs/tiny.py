@@ -27,7 +27,7 @@ def get_config() -> TrainConfig:
             infusenet_blocks=(1, 2),
             resampler=ResamplerConfig(dim=64, depth=2, heads=1),
         ),
-        data=DataConfig(paths=(Path("data/tiny"),), resolution=128, bucket_step=16, t5_length=32, threads=2),
+        data=DataConfig(paths=("data/tiny",), resolution=128, bucket_step=16, t5_length=32, threads=2),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99),
         checkpoint=CheckpointConfig(every_steps=50),
         validation=ValidationConfig(every_steps=100, batches=1, pictures=4, sampling_steps=8),

@@ -154,7 +154,7 @@ def look(args: Args) -> Found:
     if pairing == "auto":
         pairing = "spms" if mine.records > mine.people or (mine.flags & index.INLINE_IDENTITY).any() else "spss"
     cfg = DataConfig(
-        paths=(Path(args.dataset),), split=args.split, pairing=pairing, identities=args.identities,
+        paths=(args.dataset,), split=args.split, pairing=pairing, identities=args.identities,
         resolution=args.resolution, bucket_step=args.bucket_step, max_aspect=args.max_aspect,
     )  # fmt: skip
     plan = pairs.Plan(cfg, [mine], batch_size=1, seed=args.seed)

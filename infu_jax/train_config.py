@@ -22,8 +22,8 @@ Feature = Literal["latents", "control", "t5", "clip", "arcface"]
 class DataConfig:
     """Which pictures a run sees, in which order and form (`data_pipeline.loader`)."""
 
-    paths: tuple[Path, ...] = ()
-    """Datasets that `python -m data_pipeline.build` wrote. Several are read as one."""
+    paths: tuple[str, ...] = ()
+    """Datasets that `python -m data_pipeline.build` wrote, on disk or at gs:// addresses. Several are read as one."""
     split: str = "train"
     """Part of the datasets: train or validation."""
     pairing: Literal["spss", "spms"] = "spss"

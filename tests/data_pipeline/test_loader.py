@@ -37,7 +37,7 @@ def load(tokenizers):
     opened = []
 
     def load(*paths, batch_size=2, seed=0, process=(0, 1), tokens=True, **settings):
-        cfg = dataclasses.replace(SMALL, paths=tuple(paths), **settings)
+        cfg = dataclasses.replace(SMALL, paths=tuple(map(str, paths)), **settings)
         given = tokenizers if tokens else {}
         opened.append(open_loader(cfg, batch_size=batch_size, seed=seed, process_index=process[0], process_count=process[1], **given))
         return opened[-1]
@@ -420,7 +420,7 @@ from infu_jax.train_config import DataConfig
 
 def main(dataset, tiny, closes, workers):
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(f"{tiny}/tokenizer_2"), clip_tokenizer=load_clip_tokenizer(f"{tiny}/tokenizer"))
-    cfg = DataConfig(paths=(Path(dataset),), resolution=128, bucket_step=32, workers=int(workers), t5_length=64)
+    cfg = DataConfig(paths=(str(dataset),), resolution=128, bucket_step=32, workers=int(workers), t5_length=64)
     loader = open_loader(cfg, batch_size=2, seed=0, **tokenizers)
     iterator = loader.iterate()
     global kept

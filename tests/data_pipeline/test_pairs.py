@@ -197,7 +197,7 @@ def test_nothing_to_read_is_an_error():
 
 def test_a_pickled_plan_opens_the_index_itself(tmp_path):
     write_index(tmp_path / "d", "train", index(people([3] * 50)))
-    cfg = DataConfig(paths=(tmp_path / "d",), resolution=512, pairing="spms", max_per_person=2)
+    cfg = DataConfig(paths=(str(tmp_path / "d"),), resolution=512, pairing="spms", max_per_person=2)
     p = Plan(cfg, [read_index(tmp_path / "d", "train")], batch_size=3, seed=4)
     p.rows(7)
     packed = pickle.dumps(p)

@@ -109,7 +109,7 @@ def test_agrees_with_the_training_step(everything, tiny, split):
 def test_training_sees_no_difference(everything, tiny):
     """The loader's batches with features and without, after the encoders of the training step: empty prompts and black control images too."""
     base, infu = tiny
-    cfg = dataclasses.replace(CFG, paths=(everything,), pairing="spms", prompt_dropout=0.3, id_dropout=0.3, caption_weights={"user": 2.0})
+    cfg = dataclasses.replace(CFG, paths=(str(everything),), pairing="spms", prompt_dropout=0.3, id_dropout=0.3, caption_weights={"user": 2.0})
     models = {name: checkpoint.load_model(infu if name == "arcface" else base, name) for name in ("autoencoder", "t5", "clip", "arcface")}
     models["infusenet"] = None  # encode asks whether there is one
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(base / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(base / "tokenizer"))

@@ -29,7 +29,7 @@ def get_config():
             base=ASSETS / "tiny/FLUX.1-tiny", arcface=ASSETS / "tiny/InfiniteYou-tiny/recognition_arcface_ir_se50.pth",
             infusenet_blocks=(1, 2), resampler=ResamplerConfig(dim=64, depth=1, heads=1),
         ),
-        data=DataConfig(paths=(Path({data!r}),), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, threads=2),
+        data=DataConfig(paths=({data!r},), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, threads=2),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9),
         checkpoint=CheckpointConfig(every_steps=2), validation=ValidationConfig(every_steps=None),
     )
@@ -66,6 +66,15 @@ def recipe(featured, tmp_path_factory):
     path = folder / "recipe.py"
     path.write_text(RECIPE.format(cache=str(folder / "cache"), data=str(featured)))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Tests here compile the same steps again and again."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

@@ -1,0 +1,222 @@
+"""One training step and some: meshes, accumulation, what is frozen, overfitting, the start from zero."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infu_jax import checkpoint, flow, initial, latents, sampler, training
+from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
+from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
+from infu_jax.sharding import RULES, batch_part, batch_sharding, make_mesh, param_shardings
+from infu_jax.train_config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from tests.conftest import ROOT
+
+SIZES = dict(vec_in_dim=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 12, 12))
+FLUX = FluxConfig(**SIZES, depth=2, depth_single_blocks=3)
+INFUSENET = InfuseNetConfig(**SIZES, depth=1, depth_single_blocks=2)
+RESAMPLER = ResamplerConfig(dim=32, depth=1, dim_head=16, heads=2, num_queries=4, embedding_dim=24, output_dim=32)
+AUTOENCODER = AutoencoderConfig(channels=(8, 8), num_res_blocks=1, norm_groups=4)
+SCHEDULE = flow.ScheduleConfig()
+CONFIGS = {"flux": FLUX, "infusenet": INFUSENET, "resampler": RESAMPLER, "autoencoder": AUTOENCODER}
+
+
+def model(name, mesh, zero_outputs=False):
+    """Random weights of a module, nonzero everywhere unless asked."""
+    module = abstract(name, CONFIGS[name])
+    shapes = {k: s.shape for k, s in param_shapes(module).items()}
+    shardings = param_shardings(mesh, RULES[name], shapes)
+    draw = np.random.default_rng(len(name)).standard_normal
+    values = {k: draw(s, np.float32) * (0.05 if k.endswith("bias") else 0.5 / math.sqrt(max(s[-2:]))) + k.endswith("scale") for k, s in shapes.items()}
+    if name == "flux":
+        values["final_layer.linear.kernel"] *= 8  # its input has a fixed length: large enough to reach any velocity
+    if zero_outputs:
+        values |= {k: np.zeros(s, np.float32) for k, s in shapes.items() if k.startswith(("double_out", "single_out", "control_in"))}
+    return with_params(module, {k: jax.device_put(v.astype(np.float32), shardings[k]) for k, v in values.items()})
+
+
+def batch(mesh, size=8, tokens=6, side=8):
+    draw = np.random.default_rng(1).standard_normal
+    latent = lambda: draw((size, side, side, 16), np.float32)  # noqa: E731
+    made = {
+        "latent_mean": latent(), "latent_logvar": latent() - 4, "control_mean": latent(), "control_logvar": latent() - 4,
+        "txt": draw((size, tokens, 32), np.float32), "y": draw((size, 16), np.float32), "id_embedding": draw((size, 24), np.float32),
+        "id_keep": np.arange(size) % 4 != 3, "record": np.arange(size),
+    }  # fmt: skip
+    return {k: jax.device_put(v, batch_sharding(mesh, size)) for k, v in made.items()}
+
+
+def config(**changes):
+    optimizer = OptimizerConfig(**{"learning_rate": 1e-3, "warmup_steps": 2, "eps": 1e-4, **changes.pop("optimizer", {})})
+    return TrainConfig(out=Path("unused"), batch_size=8, steps=100, optimizer=optimizer, **changes)
+
+
+def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
+    """(losses, state, frozen models) after some steps from the same start."""
+    cfg = config(**changes)
+    names = training.TRAINED[cfg.trainable]
+    trained = {name: model(name, mesh, zero_outputs) for name in names}
+    frozen = {name: model(name, mesh) for name in (("autoencoder",) if cfg.trainable == "base" else ("autoencoder", "flux"))}
+    shapes = training.abstract_state(cfg, trained, mesh)
+    losses, data = [], data or batch(mesh)
+    with jax.set_mesh(mesh):
+        state = training.init_state(cfg, {name: params_of(module) for name, module in trained.items()}, shapes)
+        step = training.make_step(cfg, {name: abstract(name, CONFIGS[name]) for name in names}, shapes, mesh, SCHEDULE, jnp.float32)
+        for _ in range(steps):
+            state, metrics = step(state, frozen, data, draws)
+            losses.append(float(metrics.loss))
+    return np.array(losses), state, frozen
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(make_mesh(devices=jax.devices()[:1]), 5, optimizer={"ema_decay": 0.9})
+
+
+@pytest.mark.parametrize(("sizes", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)])
+def test_meshes_and_parts_agree(alone, sizes, accumulate):
+    """Five steps on eight devices are those on one: losses to 1e-5. Parameters too, where Adam's eps keeps it from dividing noise by noise."""
+    losses, state, _ = run(make_mesh(*sizes), 5, accumulate=accumulate, optimizer={"ema_decay": 0.9})
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    for found, expected in ((state.params, alone[1].params), (state.ema, alone[1].ema)):
+        for name in found:
+            for path, x in found[name].items():
+                assert np.abs(np.asarray(x) - np.asarray(expected[name][path])).max() <= 1e-5, (name, path)
+    moment = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    assert all(x.sharding == state.params["infusenet"]["double_blocks.img.qkv.kernel"].sharding for p, x in moment if "double_blocks.img.qkv.kernel" in str(p))
+
+
+def test_the_base_alone(alone):
+    one, eight = (run(mesh, 3, trainable="base") for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)))
+    np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
+    assert one[0][-1] < one[0][0] and set(one[1].params) == {"flux"}
+
+
+def test_frozen_weights_are_not_touched(alone):
+    _, state, frozen = alone
+    fresh = make_mesh(devices=jax.devices()[:1])
+    for name, module in frozen.items():
+        for path, x in params_of(model(name, fresh)).items():
+            assert np.asarray(params_of(module)[path]).tobytes() == np.asarray(x).tobytes(), (name, path)
+    moved = {name: params_of(model(name, fresh)) for name in state.params}
+    same = [path for name in moved for path, x in moved[name].items() if np.array_equal(x, state.params[name][path])]
+    assert not same, same
+
+
+def test_everything_is_drawn_from_seed_and_step(alone):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    np.testing.assert_array_equal(run(mesh, 2, optimizer={"ema_decay": 0.9})[0], alone[0][:2])
+    assert len(set(alone[0])) == 5
+    key = jax.random.fold_in(jax.random.key(0), 3)  # of seed 0 and the fourth step
+    assert alone[0][3] != alone[0][4]
+    draws = training.draw(key, (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
+    assert np.array_equal(draws.t, jax.nn.sigmoid(jax.random.normal(jax.random.split(key, 4)[0], (8,))))
+    np.testing.assert_allclose(
+        run(mesh, 1, draws=training.draw(jax.random.fold_in(jax.random.key(0), 0), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))[0], alone[0][:1], rtol=1e-6
+    )
+
+
+def test_overfit_eight_pictures():
+    """With one noise and time a picture, which can be learnt by heart: the loss falls by more than ten times."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    draws = training.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
+    losses, _, _ = run(mesh, 200, draws=draws, optimizer={"learning_rate": 3e-3, "weight_decay": 0.0})
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.4f}")
+    assert losses[-1] < losses[0] / 10
+
+
+def test_a_new_infusenet_changes_nothing():
+    """Started from the base's first blocks with zero outputs, the picture is the base's own, bit for bit; and it can learn."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    flux, resampler = model("flux", mesh), model("resampler", mesh)
+    made = initial._from_base(abstract("infusenet", INFUSENET), flux, mesh, 0)
+    infusenet = with_params(abstract("infusenet", INFUSENET), made)
+    base = params_of(flux)
+    for path, x in made.items():
+        if path.startswith(("double_out", "single_out", "control_in")):
+            assert not np.asarray(x).any(), path
+        else:
+            np.testing.assert_array_equal(x, base[path][: len(x)] if "_blocks." in path else base[path])
+    data = batch(mesh)
+    text = sampler.Text(data["txt"], data["y"])
+    who = sampler.identity(INFUSENET, resampler(data["id_embedding"][:, None]), latents.pack(data["control_mean"]), 8, 8, guidance=1.0, scale=1.0)
+    z = latents.pack(data["latent_mean"])
+    alone, _ = sampler.velocity(flux, None, z, jnp.float32(0.3), sampler.conditions(FLUX, text, 8, 8, guidance=3.5), jnp.float32)
+    guided, _ = sampler.velocity(flux, infusenet, z, jnp.float32(0.3), sampler.conditions(FLUX, text, 8, 8, guidance=3.5, identity=who), jnp.float32)
+    np.testing.assert_array_equal(alone, guided)
+    losses, _, _ = run(mesh, 30, zero_outputs=True, draws=training.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_rematerialisation_changes_nothing(alone):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for remat in ("attention", "dots", "none"):
+        np.testing.assert_allclose(run(mesh, 2, remat=remat)[0], alone[0][:2], rtol=1e-6)
+
+
+def test_moments_in_bfloat16(alone):
+    """Half the memory, nearly the same course; and the rounding is unbiased, where rounding to nearest would keep moments where they are."""
+    mesh = make_mesh(2, 2, 2)
+    losses, state, _ = run(mesh, 5, optimizer={"moment_dtype": "bfloat16"})
+    kinds = {str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim}
+    assert kinds == {"bfloat16"}
+    np.testing.assert_allclose(losses, alone[0], rtol=2e-3)
+    from infu_jax.optimizer import round_stochastically
+
+    x = jnp.full(100_000, 1.001, jnp.float32)  # between the bfloat16 numbers 1 and 1.0078125
+    rounded = np.asarray(round_stochastically(x, jax.random.key(0)), np.float32)
+    assert set(rounded.tolist()) == {1.0, 1.0078125} and abs(rounded.mean() - 1.001) < 1e-4
+    np.testing.assert_array_equal(round_stochastically(-x.astype(jnp.bfloat16).astype(jnp.float32), jax.random.key(1)), -x.astype(jnp.bfloat16))
+
+
+def test_a_step_that_is_no_number_names_its_records():
+    mesh = make_mesh(2, 2, 2)
+    data = batch(mesh)
+    data["latent_mean"] = data["latent_mean"].at[jnp.array([2, 5])].set(jnp.inf)
+    cfg = config()
+    trained = {name: model(name, mesh) for name in training.TRAINED["infusenet"]}
+    shapes = training.abstract_state(cfg, trained, mesh)
+    with jax.set_mesh(mesh):
+        state = training.init_state(cfg, {name: params_of(m) for name, m in trained.items()}, shapes)
+        step = training.make_step(cfg, {name: abstract(name, CONFIGS[name]) for name in trained}, shapes, mesh, SCHEDULE, jnp.float32)
+        _, metrics = step(state, {name: model(name, mesh) for name in ("flux", "autoencoder")}, data, None)
+    with pytest.raises(training.NotFiniteError, match=r"step 7: loss (nan|inf), gradient norm nan: the loss of records \[102, 105\] is not finite. Do this"):
+        training.check_finite(7, metrics, np.arange(100, 108), "Do this")
+
+
+def test_the_optimizer_gets_no_frozen_weight():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    cfg = config()
+    trained = {name: abstract(name, CONFIGS[name]) for name in training.TRAINED["infusenet"]}
+    state = training.abstract_state(cfg, trained, mesh)
+    count = sum(math.prod(s.shape) for name in trained for s in param_shapes(trained[name]).values())
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * count
+    round_trip = training.from_items(training.to_items(state), state)
+    assert jax.tree.structure(round_trip) == jax.tree.structure(state)
+
+
+def test_batch_parts():
+    """Here one process has every device: one part, all rows."""
+    assert batch_part(make_mesh(2, 2, 2), 8) == (0, 1)
+
+
+def test_recipes_are_the_papers():
+    """Facts of the paper's section 4.1, of both stages."""
+    import importlib.util
+
+    def recipe(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config()
+
+    one, two = recipe("infu_stage1"), recipe("infu_stage2")
+    assert (one.batch_size, one.steps, one.optimizer.learning_rate, one.data.pairing) == (512, 300_000, 2e-5, "spss")
+    assert (two.batch_size, two.optimizer.learning_rate, two.data.pairing) == (256, 1e-5, "spms") and two.models.init is not None
+    for cfg in (one, two):
+        assert (cfg.optimizer.b1, cfg.optimizer.b2, cfg.optimizer.weight_decay) == (0.9, 0.999, 0.01)
+        assert (cfg.objective.time_mean, cfg.objective.time_std, cfg.trainable) == (0.0, 1.0, "infusenet")
+    assert checkpoint.abstract("infusenet", InfuseNetConfig()).cfg.depth == one.models.infusenet_blocks[0]
