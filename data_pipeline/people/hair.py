@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from data_pipeline.people.haircut import Shell, Style, make_shell
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
-from data_pipeline.people.surface import Layer, Number, View, rasterise, times
+from data_pipeline.people.surface import Layer, Number, View, coarseness, rasterise, times
 
 
 @lru_cache(maxsize=8)
@@ -42,7 +42,7 @@ def _coils(size: int = 384) -> Float32[np.ndarray, "s s"]:
 def draw_hair(person: Person, style: Style, hair: Shell, view: View, shading: Shading, canvas: tuple[int, int], back: bool = False) -> Layer | None:
     """The hair's outside, or with `back` its inside, which is seen behind the neck."""
     turned = view.space(hair.points)
-    seen = rasterise(view.flat(turned), turned[..., 2], canvas, 1 if view.scale > 130 else 2, back)
+    seen = rasterise(view.flat(turned), turned[..., 2], canvas, coarseness(view), back)
     if seen is None:
         return None
     across, along, inside, ragged = seen.sample(hair.across, hair.along, hair.inside, hair.ragged)

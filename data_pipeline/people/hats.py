@@ -10,7 +10,7 @@ from data_pipeline.people.haircut import Shell, Style
 from data_pipeline.people.head import Profile
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import Shading
-from data_pipeline.people.surface import Layer, Number, Seen, View, normals, rasterise, times
+from data_pipeline.people.surface import Layer, Number, Seen, View, coarseness, normals, rasterise, times
 
 SCARF = Style((-0.84, -0.70, 1.6, 1.7, 1.7), top=0.15, front=0.11, side=0.12, flow="back", length=1.7, flare=-0.03, ragged=0.0, drape=36.0)
 STRAW = (0.90, 0.76, 0.50)
@@ -34,7 +34,7 @@ class Scene:
     def look(self, points: Float[np.ndarray, "r c 3"], *values: np.ndarray, back: bool = False):
         """What is seen of a surface, the light on it, how it faces the viewer, and `values` at every pixel; None when nothing is seen."""
         turned = self.view.space(points)
-        seen = rasterise(self.view.flat(turned), turned[..., 2], self.canvas, 1 if self.view.scale > 85 else 2, back)
+        seen = rasterise(self.view.flat(turned), turned[..., 2], self.canvas, coarseness(self.view), back)
         if seen is None:
             return None
         normal = normals(points) @ self.view.rotation.T * (-1 if back else 1)

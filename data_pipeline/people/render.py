@@ -19,7 +19,7 @@ from data_pipeline.people.head import PIVOT, Head, head, place
 from data_pipeline.people.identity import Person
 from data_pipeline.people.light import LIGHTS, Shading
 from data_pipeline.people.scene import draw_scene
-from data_pipeline.people.surface import Layer, Sheet, View, rasterise, rotation, spline, times
+from data_pipeline.people.surface import Layer, Sheet, View, coarseness, rasterise, rotation, spline, times
 
 OVERSAMPLING = 2
 SHOT_SIZE = {"close-up": 0.235, "portrait": 0.185, "half-length": 0.138}  # pixels a head unit, of the shorter side
@@ -147,11 +147,10 @@ def _scene_light(picture: Picture) -> Float32[np.ndarray, "3"]:
 
 def _head(canvas, person: Person, picture: Picture, shape: Head, view: View, shading: Shading, shadow) -> None:
     turned = view.space(shape.points)
-    step = 1 if view.scale > 130 else 2 if view.scale > 85 else 3
-    seen = rasterise(view.flat(turned), turned[..., 2], canvas.shape[1:], step)
+    seen = rasterise(view.flat(turned), turned[..., 2], canvas.shape[1:], coarseness(view))
     if seen is None:
         return
-    density = max(view.scale * 1.15, 24.0)
+    density = max(view.scale, 24.0)
     sheet = paint_face(person, picture, density)
     normal = shape.normals @ view.rotation.astype(np.float32).T
     grids = (shape.paper[..., 0], shape.paper[..., 1], shading.reach(normal), shading.gloss(normal, 18), normal[..., 2])

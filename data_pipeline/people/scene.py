@@ -19,8 +19,10 @@ def draw_scene(picture: Picture, height: int, width: int, rng: np.random.Generat
     focus = {"studio": 0.0, "city at night": 1.1, "street": 1.3, "space": 0.6, "library": 1.2, "kitchen": 1.4}.get(picture.scene, 1.5)
     if focus:
         small = cv2.GaussianBlur(small, (0, 0), focus)
-    planes = (cv2.resize(np.ascontiguousarray(small[..., k]), (width, height), interpolation=cv2.INTER_CUBIC) for k in range(3))
-    return np.clip(np.stack(list(planes)), 0, 1)
+    planes = np.empty((3, height, width), np.float32)
+    for plane, channel in zip(planes, cv2.split(small.astype(np.float32, copy=False))):
+        cv2.resize(channel, (width, height), plane, interpolation=cv2.INTER_CUBIC)
+    return np.clip(planes, 0, 1, out=planes)
 
 
 def _c(*rgb: int) -> np.ndarray:

@@ -60,6 +60,11 @@ class Seen:
         return [cv2.remap(v, self.column, self.row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for v in values]
 
 
+def coarseness(view: View) -> int:
+    """The step of `rasterise` that loses nothing one could see."""
+    return 1 if view.scale > 130 else 2 if view.scale > 70 else 3
+
+
 def rasterise(flat: Float[np.ndarray, "r c 2"], depth: Float[np.ndarray, "r c"], canvas: tuple[int, int], step: int = 1, back: bool = False) -> Seen | None:
     """What a canvas (height, width) sees of a grid of projected points; of the inside with `back`. None when nothing.
 
