@@ -3,8 +3,13 @@
     python -m data_pipeline.people OUT --people 100 --pictures 8 --size 128
     python -m data_pipeline.people --sheet people.png --people 6 --pictures 6      # only look
 
-writes OUT/<person>/<picture>.jpg and OUT/manifest.jsonl: captions, exact keypoints, and every attribute. A picture depends on its numbers
-and the options of its looks alone: the same person in another run, with other workers, is drawn the same.
+writes OUT/<person>/<picture>.jpg and OUT/manifest.jsonl: captions, exact keypoints, and every attribute. A picture depends on its numbers,
+its size and its look alone: in another run, with other workers, it is the same.
+
+The builder's usual limits are those of photographs; for small pictures lower them:
+
+    python -m data_pipeline.build --source OUT/manifest.jsonl --out data/people --filters.min-side 96 --filters.min-face 16 \\
+        --filters.min-sharpness 0
 """
 
 from __future__ import annotations
@@ -61,7 +66,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = tyro.cli(Args, prog="python -m data_pipeline.people", description=__doc__)
     height, width = args.height or args.size, args.width or args.size
     _check(args, height, width)
     if args.out is not None:

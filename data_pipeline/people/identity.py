@@ -163,25 +163,25 @@ def person(number: int) -> Person:
     tint = np.array([(0.72, 0.16, 0.22), (0.78, 0.36, 0.36), (0.60, 0.20, 0.30), (0.82, 0.44, 0.40)])[rng.integers(4)]
     lips = lips + (tint * (1 - 0.35 * melanin) - lips) * (0.25 + 0.45 * makeup) * (not man)
 
-    cheek = about(0.965, 0.04) if man else about(0.94, 0.04)
-    narrow = about(1.0, 0.055)
-    chin = about(1.47, 0.06) if man else about(1.40, 0.055)
+    cheek = about(0.965, 0.048) if man else about(0.94, 0.048)
+    narrow = about(1.0, 0.068)
+    chin = about(1.47, 0.075) if man else about(1.40, 0.065)
     nose = about(0.488, 0.034)
     mouth = nose + (about(0.362, 0.028) if man else about(0.350, 0.026))
     mouth = min(mouth, chin - 0.44)
-    wide_nose = about(0.147, 0.018) + 0.035 * melanin + (0.008 if man else -0.006)
+    wide_nose = about(0.147, 0.023) + 0.035 * melanin + (0.008 if man else -0.006)
     full = about(0.0, 0.5) + 0.5 * melanin + (-0.15 if man else 0.25)
     return Person(
         number=number, gender=gender, age=age, skin=_rgb(skin), lips=_rgb(lips), hair_style=hair_style, hair_colour=hair_colour, hair=_rgb(base),
         eye_colour=eye_colour, iris=_rgb(iris), beard=beard,
-        cheek=cheek, temple=cheek * about(0.955, 0.03), jaw=cheek * narrow * (0.82 if man else 0.72), chin_width=about(0.30, 0.055) + (0.05 if man else -0.02),
+        cheek=cheek, temple=cheek * about(0.955, 0.03), jaw=cheek * narrow * (0.82 if man else 0.72), chin_width=about(0.30, 0.065) + (0.05 if man else -0.02),
         chin=chin, crown=about(-1.42, 0.045), brow_ridge=about(0.055 if man else 0.01, 0.018), cheekbone=about(0.065, 0.025),
-        eye_x=about(0.435, 0.026), eye_width=about(0.215, 0.017), eye_open=about(0.095 if man else 0.118, 0.013), eye_slant=about(0.028, 0.03),
+        eye_x=about(0.435, 0.030), eye_width=about(0.215, 0.022), eye_open=about(0.095 if man else 0.118, 0.017), eye_slant=about(0.028, 0.038),
         lid=float(rng.beta(1.6, 1.6)), lashes=about(0.42, 0.1) if man else about(1.25, 0.25),
-        brow_y=about(-0.285 if man else -0.315, 0.028), brow_weight=about(0.092 if man else 0.052, 0.014), brow_arch=about(0.02 if man else 0.05, 0.018),
+        brow_y=about(-0.285 if man else -0.315, 0.034), brow_weight=about(0.092 if man else 0.052, 0.014), brow_arch=about(0.02 if man else 0.05, 0.024),
         brow_tilt=about(0.0, 0.025),
-        nose=nose, nose_width=wide_nose, nose_depth=about(0.27, 0.04), nose_bridge=about(0.075, 0.014), nose_up=about(0.0, 0.03),
-        mouth=mouth, mouth_width=about(0.355, 0.035) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
+        nose=nose, nose_width=wide_nose, nose_depth=about(0.27, 0.055), nose_bridge=about(0.075, 0.014), nose_up=about(0.0, 0.03),
+        mouth=mouth, mouth_width=about(0.355, 0.042) + 0.02 * full, upper_lip=max(0.045, about(0.074, 0.012) + 0.022 * full),
         lower_lip=max(0.06, about(0.100, 0.015) + 0.028 * full), bow=about(0.24, 0.09), mouth_rest=about(0.04, 0.02), makeup=makeup,
         hairline=about(-0.98, 0.06), hair_volume=about(1.0, 0.2), hair_length=float(rng.uniform(0, 1)),
         parting=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.42)),
