@@ -120,6 +120,8 @@ def _write_folder(args: Args, height: int, width: int) -> None:
 
 
 def _write_sheet(args: Args, height: int, width: int) -> None:
+    from PIL import Image
+
     from data_pipeline import people
     from infu_jax import pictures
 
@@ -133,8 +135,12 @@ def _write_sheet(args: Args, height: int, width: int) -> None:
             cells.append((pictures.thumbnail(shown.image, min(256, width)), shown.caption))
         rows.append((f"person {number}: {who.gender}, {who.age}, {who.hair_colour} hair ({who.hair_style})", cells))
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
-    about = {"contact_sheet_of": "drawn people", "first_person": args.first_person, "first_picture": args.first_picture, "look": args.look}
-    pictures.save_png(args.sheet, pictures.contact_sheet(rows, cell=min(256, width)), about)
+    partial = args.sheet.with_name(f".{args.sheet.name}.{os.getpid()}.partial")
+    try:
+        Image.fromarray(pictures.contact_sheet(rows, cell=min(256, width))).save(partial, format="PNG")
+        partial.rename(args.sheet)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{args.sheet}  contact sheet of {len(rows)} people")
 
 
