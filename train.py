@@ -12,27 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import math
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import tyro
-
+from infu_jax import recipes
 from infu_jax.cli import check_writable, run
 from infu_jax.errors import InputError
 from infu_jax.train_config import TrainConfig, changes, settings
 
-CONFIGS = Path(__file__).parent / "configs"
-
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:])
+    cfg = recipes.read(sys.argv[1:], doc=__doc__, program="train.py")
     check_writable(cfg.out)
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
@@ -152,28 +147,6 @@ def main() -> None:
 
 
 # Settings -----------------------------------------------------------------------------------------
-
-
-def read_config(argv: list[str]) -> TrainConfig:
-    """The recipe that the first argument names, with the other arguments' changes."""
-    if not argv or argv[0].startswith("-"):
-        if argv and argv[0] in ("-h", "--help"):
-            print(f"{__doc__.strip()}\n\nrecipes here: {', '.join(str(p.relative_to(Path.cwd()) if p.is_relative_to(Path.cwd()) else p) for p in recipes())}")
-            sys.exit(0)
-        raise InputError(f"the first argument is the recipe: one of {', '.join(f'configs/{p.name}' for p in recipes())}, or a file of your own")
-    path = Path(argv[0])
-    if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"{path} is no recipe; expected a Python file with get_config(), such as {', '.join(f'configs/{p.name}' for p in recipes())}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path} has no get_config() -> TrainConfig")
-    return tyro.cli(TrainConfig, default=module.get_config(), args=argv[1:], description=module.__doc__, prog=f"train.py {path}")
-
-
-def recipes() -> list[Path]:
-    return sorted(CONFIGS.glob("*.py"))
 
 
 def check_batch(cfg: TrainConfig, parts: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from infu_jax.sharding import batch_axes
 
 BLOCK = 256  # queries at a time on a CPU: their logits stay in its cache
+TPU_BLOCK = 512
+LANES = 128  # of a TPU's vector unit; the kernel wants head sizes of so many
 
 
 def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"]) -> Float[Array, "B S H K"]:
@@ -29,7 +32,27 @@ def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[A
 
 def _local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     # Chosen when the program is lowered, so that compiling for a TPU on a CPU host takes the TPU's branch.
-    return jax.lax.platform_dependent(q, k, v, cpu=_blockwise, default=jax.nn.dot_product_attention)
+    tpu = _splash if q.shape[-1] % LANES == 0 else jax.nn.dot_product_attention
+    return jax.lax.platform_dependent(q, k, v, cpu=_blockwise, tpu=tpu, default=jax.nn.dot_product_attention)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """JAX's flash attention kernel for TPUs: no (S, S) array in the forward or the backward pass.
+
+    Its blocks must divide the length, so tokens are padded, and a second segment keeps the padding apart.
+    """
+    length, heads, size = q.shape[1:]
+    padded = -(-length // TPU_BLOCK) * TPU_BLOCK
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=splash.BlockSizes(**dict.fromkeys(names, TPU_BLOCK)), interpret=interpret)
+    segments = (jnp.arange(padded) < length).astype(jnp.int32)
+
+    def fit(x: jax.Array) -> jax.Array:  # (B, H, padded S, K)
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - length), (0, 0)))
+
+    attend = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=splash.SegmentIds(segments, segments)))
+    return attend(fit(q * size**-0.5), fit(k), fit(v))[:, :, :length].swapaxes(1, 2)
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
