@@ -70,7 +70,9 @@ def main() -> None:
             reports[name].append(json.loads(out.splitlines()[-1]))
     median = {name: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for name, rs in reports.items()}
     ours = median.get("infu_jax", median[args.contenders[0]])
-    print(f"\nhidden {args.hidden}, base {args.blocks[0]} + {args.blocks[1]} frozen, InfuseNet {args.infusenet[0]} + {args.infusenet[1]} blocks trained, ", end="")
+    print(
+        f"\nhidden {args.hidden}, base {args.blocks[0]} + {args.blocks[1]} blocks frozen, InfuseNet {args.infusenet[0]} + {args.infusenet[1]} trained, ", end=""
+    )
     print(f"{args.side**2} image and {args.text} text tokens, batch {args.batch}, float32, medians of {args.rounds} rounds\n")
     print("| | seconds a step | ours / theirs | first step (with compilation), s | peak memory, MiB | ours / theirs |\n|---|---|---|---|---|---|")
     for name, m in median.items():
@@ -82,6 +84,8 @@ def run_jax(args: Args, remat: str) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
     import numpy as np
+
+    jax.config.update("jax_platforms", "cpu")  # as the contenders
 
     from infu_jax import training
     from infu_jax.checkpoint import abstract, params_of, with_params
