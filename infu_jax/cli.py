@@ -15,7 +15,8 @@ from infu_jax.errors import InputError
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of what it then raises, or of what does not matter here
+    for name in ("absl", "asyncio"):  # Orbax tells of what it then raises, or of what does not matter here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warned: set[str] = set()
 
     def warn(message, *_, **__):

@@ -83,12 +83,11 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def _failed(self, error: Exception) -> CheckpointError:
-        self._remove_rests()
         last = f"the last whole one is of step {self.steps[-1]}" if self.steps else "there is none yet"
         return CheckpointError(f"a checkpoint could not be written to {self.folder} ({' '.join(str(error).split())[-200:]}); {last}")
 
     def _remove_rests(self) -> None:
-        """What was written of a checkpoint that failed: it may be what fills the disk. Orbax's other threads may still add to it, so again later."""
+        """What was written of a checkpoint that failed, and may fill the disk. Not at once: Orbax's other threads still write to it then."""
         if jax.process_count() == 1:
             for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(rest, ignore_errors=True)

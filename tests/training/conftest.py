@@ -91,12 +91,18 @@ def train(recipe, monkeypatch, capsys):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def start(recipe, out, *options, devices=1, **env):
+def start(recipe, out, *options, devices=1, preexec_fn=None):
     """Begins training in another process."""
     flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
     command = [sys.executable, ROOT / "train.py", recipe, "--out", out, *options]
     return subprocess.Popen(
-        list(map(str, command)), env={**os.environ, "XLA_FLAGS": flags, **env}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        env={**os.environ, "XLA_FLAGS": flags},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -127,7 +133,9 @@ def saved(out: Path, step: int) -> dict[str, np.ndarray]:
     found = {}
     with ocp.StandardCheckpointer() as reader:
         for item in meta["fingerprints"]:
-            arrays = reader.restore((folder / item).absolute())
+            shapes = reader.metadata((folder / item).absolute()).item_metadata.tree
+            here = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])) for k, v in shapes.items()}
+            arrays = reader.restore((folder / item).absolute(), here)
             assert run_state.fingerprints(arrays) == meta["fingerprints"][item]
             found |= {f"{item}/{name}": np.asarray(x) for name, x in arrays.items()}
     return found
