@@ -266,8 +266,9 @@ def _mesh(args: Args, devices: int) -> MeshConfig:
     """The mesh that was asked for, or one that splits heads as far as FLUX's 24 and T5's 64 allow and weights over the rest."""
     if args.mesh != MeshConfig():
         return args.mesh
-    # The tiny stack's two heads cannot be split over all devices; it is copied to each instead.
-    return MeshConfig(data=-1) if args.embedded else MeshConfig(fsdp=-1, tensor=math.gcd(devices, 8))
+    if args.base == Args.base:
+        return MeshConfig(data=-1)  # the embedded models are too small to split; they are copied to each device instead
+    return MeshConfig(fsdp=-1, tensor=math.gcd(devices, 8))
 
 
 # Pictures and weights that are given --------------------------------------------------------------

@@ -101,7 +101,7 @@ def main() -> None:
         return step
 
     with (
-        jax.set_mesh(mesh), loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
+        jax.set_mesh(mesh), checkpoints, loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
         tqdm(total=cfg.steps, initial=start, desc=cfg.out.name, unit="step", disable=None if leads else True) as bar,
     ):  # fmt: skip
         batches = loader.iterate(start)
@@ -140,8 +140,6 @@ def main() -> None:
                 pace.exclude(time.perf_counter() - began)
             if asked:
                 break
-        checkpoints.wait()
-    checkpoints.close()
     if leads:
         print(f"{checkpoints.folder / str(step)}  {'stopped as asked; the same command goes on from here' if step < cfg.steps else 'finished'}", flush=True)
 

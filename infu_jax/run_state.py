@@ -137,9 +137,19 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"{step} put aside")
         self._manager.reload()
 
-    def close(self) -> None:
-        """Finish and let go."""
-        self._manager.close()
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Finish what is being saved. What goes wrong with that is raised, unless something else is on its way already."""
+        try:
+            self.wait()
+        except CheckpointError as e:
+            if kind is None:
+                raise
+            warnings.warn(str(e), stacklevel=2)
+        finally:
+            self._manager.close()
 
 
 def _first_of_all(problem: str | None) -> str | None:

@@ -101,7 +101,8 @@ def remove_data(step):
     ],
 )
 def test_damage(tmp_path, damage, found):
-    save(tmp_path, 1, 2).close()
+    with save(tmp_path, 1, 2):
+        pass
     damage(tmp_path / "checkpoints" / "2")
     checkpoints = run_state.Checkpoints(tmp_path, CheckpointConfig())
     with pytest.warns(UserWarning, match=rf"checkpoint .*2 is damaged: .*({found}).*kept as 2.damaged, and the one before it is used"):
@@ -135,9 +136,8 @@ def test_finding_a_model(tmp_path):
         runs.newest(tmp_path)
     made = items(1.0)
     made["infusenet_ema"] = made["infusenet"]
-    checkpoints = run_state.Checkpoints(tmp_path, CheckpointConfig())
-    checkpoints.save(10, made, {"models": {"infusenet": {"depth": 1}, "resampler": {}}})
-    checkpoints.close()
+    with run_state.Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(10, made, {"models": {"infusenet": {"depth": 1}, "resampler": {}}})
     assert runs.is_run(tmp_path / "checkpoints" / "10") and not runs.is_run(tmp_path)  # run.json is the script's to write
     runs.write_run(tmp_path, {"settings": {}})
     assert runs.is_run(tmp_path)

@@ -99,7 +99,8 @@ def test_training_the_base_from_scratch(train, tmp_path):
 def test_a_loss_that_is_no_number(train, tmp_path):
     with pytest.raises(NotFiniteError, match=r"step \d+: loss .*records.*the last good checkpoint is .*; lower optimizer.learning_rate"):
         train(tmp_path / "run", "--steps", 40, "--checkpoint.every-steps", 1, "--optimizer.learning-rate", 1e30, "--optimizer.ema-decay", "None")
-    for step in (tmp_path / "run" / "checkpoints").glob("*"):  # no checkpoint was made of it
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    for step in (tmp_path / "run" / "checkpoints").iterdir():  # all of them finished, and none made of it
         assert all(np.isfinite(x).all() for name, x in saved(tmp_path / "run", int(step.name)).items() if name.startswith("infusenet/")), step
 
 
@@ -112,7 +113,6 @@ def test_a_full_disk_while_training(recipe, tmp_path):
     said = finish(start(recipe, out, "--steps", 4, *options, preexec_fn=limit), code=1)[1]
     assert said.count("warning: a checkpoint could not be written to") == 2 and "; the run goes on, make room before the next one" in said
     assert said.splitlines()[-1].startswith("error: a checkpoint could not be written") and said.splitlines()[-1].endswith("the last whole one is of step 1")
-    assert "Traceback" not in said
     assert_same(saved(out, 1), before)
     finish(start(recipe, out, "--steps", 4, *options))
     assert runs.newest(out).name == "4" and sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "3", "4"]
