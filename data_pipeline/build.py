@@ -13,9 +13,7 @@ chunks: after an interruption, even kill -9, the same command goes on, and gives
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -37,7 +35,6 @@ from infu_jax.errors import InputError
 if TYPE_CHECKING:
     from data_pipeline.chunks import Settings
     from data_pipeline.manifest import Source
-    from data_pipeline.plan import Candidates, SplitPlan
     from data_pipeline.report import Totals
 
 
@@ -97,6 +94,8 @@ def build(args: Args) -> "Totals":
     """Builds a dataset, or goes on with one. Raises InputError when source, settings or output cannot be used."""
     # Heavy imports come after the command line was read, so that --help and mistakes answer at once.
     from data_pipeline import chunks, manifest, records, report
+    from data_pipeline.assembly import decide, hand_over, make_ready
+    from data_pipeline.work import work_folder
 
     if args.out.exists() or args.out.is_symlink():
         raise InputError(f"{args.out} exists already and is not overwritten; choose another folder")
@@ -120,65 +119,19 @@ def build(args: Args) -> "Totals":
     }
     work = args.out.parent / f".{args.out.name}.building"
     ready = work / "ready"
-    with _work_folder(work, stated, args.restart):
+    with work_folder(work, stated, args.restart, maker="build"):
         if not ready.exists():
             with _pool(args.workers, source, settings) as pool:
                 count = _make_chunks(pool, source, rows, args, work / "chunks")
-                candidates, plans = _plan(source, rows, count, args, settings, stated, work)
-                directory = _make_shards(pool, candidates, plans, work)
-            (work / "report").rename(directory / "report")
-            directory.rename(ready)
-        totals = report.read_totals(ready / "report" / "report.json")
-        for name in ("chunks", "shards", "dataset"):
-            shutil.rmtree(work / name)
-        ready.rename(args.out)
+                decided = decide(
+                    work, count, rows, stated, duplicate_distance=args.filters.duplicate_distance, validation_share=args.validation_share,
+                    shard_bytes=round(args.shard_megabytes * 2**20),
+                    sheet=lambda path, counts, first: report.write_rejected_sheet(path, source, counts, first, settings.max_pixels),
+                )  # fmt: skip
+                make_ready(pool.submit, decided, work)
+        totals = hand_over(work, args.out)
     shutil.rmtree(work)
     return totals
-
-
-# The work folder ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _work_folder(work: Path, stated: dict[str, Any], restart: bool) -> Iterator[None]:
-    """Makes the work folder, or opens the one that is there if it was made with the same source and settings. Nobody else may work in it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
-        except BlockingIOError:
-            raise InputError(f"another build works in {work}; wait for it, or choose another output folder") from None
-        said = work / "settings.json"
-        ours = {"lock", "settings.json", "settings.json.partial", "chunks", "shards", "report", "dataset", "ready"}
-        if foreign := sorted({path.name for path in work.iterdir()} - ours):
-            raise InputError(f"{work} holds {foreign[0]}, which no build made; move it away, or choose another output folder")
-        if restart or not said.exists():
-            for path in work.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            partial = work / "settings.json.partial"
-            partial.write_text(json.dumps(stated, indent=2) + "\n")
-            partial.rename(said)
-        elif differences := _differences(json.loads(said.read_text()), stated):
-            raise InputError(
-                f"{work} holds an interrupted build with other settings: {'; '.join(differences)}. Give the old ones to go on, or --restart to begin again"
-            )
-        for folder in (work / "chunks", work / "shards", work / "dataset"):
-            folder.mkdir(exist_ok=True)
-            for path in folder.glob(".*.partial"):
-                path.unlink()
-        yield
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in dict.fromkeys((*old, *new)):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name} was {str(a):.20}, now {str(b):.20}")
-    return found
 
 
 # Stages ---------------------------------------------------------------------------------------------
@@ -225,91 +178,6 @@ def _finish(pending: set[Future[int]], bar: tqdm, when: str) -> set[Future[int]]
     for future in done:
         bar.update(future.result())
     return pending
-
-
-def _plan(
-    source: "Source", rows: int, count: int, args: Args, settings: "Settings", stated: dict[str, Any], work: Path
-) -> tuple["Candidates", dict[str, "SplitPlan"]]:
-    """Decides over all chunks together, and writes the report. Raises InputError when nothing is kept."""
-    import numpy as np
-
-    from data_pipeline import report
-    from data_pipeline.chunks import gather
-    from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC
-    from data_pipeline.plan import arrange, find_repeats, load_candidates, read_lines
-    from data_pipeline.records import decode
-
-    folder = work / "report"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    candidates = load_candidates(work / "chunks", count)
-    same_key, duplicate_of = find_repeats(candidates, args.filters.duplicate_distance)
-    kept = ~same_key & (duplicate_of < 0)
-
-    def lines() -> Iterator[dict[str, Any]]:
-        number = -1
-        for _, line in read_lines(work / "chunks", count):
-            number += "reason" not in line
-            if "reason" not in line and not kept[number]:
-                if same_key[number]:
-                    line |= {"reason": "same_key", "detail": f"an earlier row has the key {line['key']}"}
-                else:
-                    line |= {"reason": "duplicate", "detail": f"looks like row {candidates['row'][duplicate_of[number]]}, which is kept"}
-            yield line
-
-    with tqdm(total=rows, desc="report", unit="", leave=False, disable=None) as bar:
-        counts, first = report.write_rejected(folder / "rejected.jsonl", lines(), bar)
-    report.write_rejected_sheet(folder / "rejected.jpg", source, counts, first, settings.max_pixels)
-    if not kept.any():
-        reasons = ", ".join(f"{reason} {counts[reason]}" for reason, _ in counts.most_common(3))
-        raise InputError(f"none of the {rows} rows is kept ({reasons}); see {folder}, change source or filters, and build with --restart")
-    plans = arrange(candidates, kept, args.validation_share, round(args.shard_megabytes * 2**20))
-    splits = {}
-    for split, plan in plans.items():
-        of = {name: candidates[name][plan.chosen] for name in ("flags", "captions", "bytes")}
-        splits[split] = {
-            "records": len(plan.chosen),
-            "people": int(plan.persons[-1]) + 1,
-            "shards": len(plan.bounds) - 1,
-            "bytes": int(of["bytes"].sum()),
-            "without_caption": int((of["captions"] == 0).sum()),
-            "synthetic": int((of["flags"] & SYNTHETIC > 0).sum()),
-            "inline_identity": int((of["flags"] & INLINE_IDENTITY > 0).sum()),
-        }
-    report.write_report(folder / "report.json", report.Totals(rows, counts, splits), stated)
-    chosen = np.concatenate([plan.chosen for plan in plans.values()])
-    shown = chosen[np.unique(np.linspace(0, len(chosen) - 1, report.KEPT_SHOWN).astype(int))]
-    report.write_kept_sheet(folder / "kept.jpg", map(decode, gather(work / "chunks", candidates.places(shown))))
-    return candidates, plans
-
-
-def _make_shards(pool: ProcessPoolExecutor, candidates: "Candidates", plans: dict[str, "SplitPlan"], work: Path) -> Path:
-    """Copies the kept records to their shards, those that are not done yet, and puts the dataset together; returns where it is."""
-    import numpy as np
-
-    from data_pipeline.chunks import copy_shard
-    from data_pipeline.spms import Split, assemble
-
-    futures: dict[str, list[Future]] = {}
-    total = sum(len(plan.chosen) for plan in plans.values())
-    with tqdm(total=total, desc="shards", unit="", disable=None) as bar:
-        for split, plan in plans.items():
-            bounds = itertools.pairwise(plan.bounds.tolist())
-            futures[split] = [
-                pool.submit(copy_shard, work / "shards" / f"{split}-{number:05d}", work / "chunks", candidates.places(plan.chosen[a:b]))
-                for number, (a, b) in enumerate(bounds)
-            ]
-        shards = {}
-        for split, of_split in futures.items():
-            shards[split] = []
-            for future in of_split:
-                shards[split].append(future.result())
-                bar.update(shards[split][-1].records)
-    splits = {}
-    for split, plan in plans.items():
-        size = np.stack([candidates["height"], candidates["width"]], axis=1)[plan.chosen]
-        splits[split] = Split(shards[split], plan.persons, size, candidates["flags"][plan.chosen], candidates["captions"][plan.chosen])
-    return assemble(work / "dataset", splits)
 
 
 if __name__ == "__main__":

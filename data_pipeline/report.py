@@ -43,13 +43,13 @@ def write_rejected(path: Path, lines: Iterable[dict[str, Any]], bar: Any) -> tup
             counts[line["reason"]] += 1
             if len(examples := first.setdefault(line["reason"], [])) < SHOWN:
                 examples.append(line)
-            file.write(json.dumps({name: line[name] for name in ("row", "reason", "detail", "given")}) + "\n")
+            file.write(json.dumps({name: line[name] for name in ("row", "reason", "detail", "given", "scores") if name in line}) + "\n")
     return counts, first
 
 
-def write_report(path: Path, totals: Totals, settings: Mapping[str, Any]) -> None:
+def write_report(path: Path, totals: Totals, settings: Mapping[str, Any], reasons: Mapping[str, str] = REASONS) -> None:
     """report.json: the same for the same source and settings, so it holds no times and no paths of the machine."""
-    said = {"rows": totals.rows, "splits": totals.splits, "rejected": _sorted(totals.rejected), "settings": settings}
+    said = {"rows": totals.rows, "splits": totals.splits, "rejected": in_order(totals.rejected, reasons), "settings": settings}
     path.write_text(json.dumps(said, indent=2) + "\n")
 
 
@@ -60,9 +60,11 @@ def read_totals(path: Path) -> Totals:
 
 
 def write_kept_sheet(path: Path, records: Iterator[Record]) -> None:
-    """Some kept pictures with the face and its points drawn in."""
+    """Some kept pictures with the face and its points drawn in, each beside its identity photo where it has one."""
     cells = []
     for record in records:
+        if record.identity:
+            cells.append((thumbnail(read_picture(record.identity, record.key), CELL), f"photo of {record.person}"))
         image = read_picture(record.target, record.key)
         small = thumbnail(image, CELL)
         scale = small.shape[1] / image.shape[1]
@@ -72,16 +74,16 @@ def write_kept_sheet(path: Path, records: Iterator[Record]) -> None:
         for x, y in record.target_keypoints * scale:
             draw.ellipse([float(x) - 2, float(y) - 2, float(x) + 2, float(y) + 2], fill=(255, 60, 60))
         cells.append((np.asarray(drawn), f"{record.person} {image.shape[1]}x{image.shape[0]}"))
-    _save(path, [("some of the pictures that are kept", cells)])
+    save_sheet(path, [("some of the pictures that are kept", cells)])
 
 
 def write_rejected_sheet(path: Path, source: Source, counts: Mapping[str, int], first: Mapping[str, list[dict[str, Any]]], max_pixels: int) -> None:
     """The first pictures of each reason; grey where one cannot be shown."""
     rows = []
-    for reason, count in _sorted(counts).items():
+    for reason, count in in_order(counts, REASONS).items():
         cells = [(_show(source, line["given"], max_pixels), f"{line['row']}: {line['detail']}") for line in first[reason]]
         rows.append((f"{reason} ({count}): {REASONS[reason]}", cells))
-    _save(path, rows or [("nothing was rejected", [(_grey(), "")])])
+    save_sheet(path, rows or [("nothing was rejected", [(grey(), "")])])
 
 
 def _show(source: Source, given: str | dict[str, Any], max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -90,22 +92,25 @@ def _show(source: Source, given: str | dict[str, Any], max_pixels: int) -> UInt8
         name = values["image"]
         path = inside(source.root, name)
         if path.stat().st_size > 2**27:
-            return _grey()  # it was not read before either
+            return grey()  # it was not read before either
         return thumbnail(read_picture(path.read_bytes(), name, max_pixels=max_pixels), CELL)
     except (Rejected, PictureError, OSError, ValueError, RecursionError, KeyError, TypeError):  # which is why it was rejected, and was said
-        return _grey()
+        return grey()
 
 
-def _grey() -> UInt8[np.ndarray, "h w 3"]:
+def grey() -> UInt8[np.ndarray, "h w 3"]:
+    """In the place of a picture that cannot be shown."""
     return np.full((CELL // 2, CELL, 3), 200, np.uint8)
 
 
-def _save(path: Path, rows: list) -> None:
+def save_sheet(path: Path, rows: list) -> None:
+    """Rows as `contact_sheet` takes them, as a JPEG file."""
     Image.fromarray(contact_sheet(rows, cell=CELL)).save(path, "JPEG", quality=85)
 
 
-def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
-    return {reason: counts[reason] for reason in REASONS if counts.get(reason)}
+def in_order(counts: Mapping[str, int], reasons: Mapping[str, str]) -> dict[str, int]:
+    """The reasons that occur, in the order of `reasons`."""
+    return {reason: counts[reason] for reason in reasons if counts.get(reason)}
 
 
 def table(totals: Totals) -> str:
@@ -115,7 +120,7 @@ def table(totals: Totals) -> str:
         lines.append(f"{split:20}{said['records']:>10,}{said['people']:>10,}{said['shards']:>8,}{said['bytes'] / 2**20:>10,.1f}")
     rejected = sum(totals.rejected.values())
     lines.append(f"{'rejected':20}{rejected:>10,}  of {totals.rows:,} rows" + (", for these reasons:" if rejected else ""))
-    for reason, count in _sorted(totals.rejected).items():
+    for reason, count in in_order(totals.rejected, REASONS).items():
         lines.append(f"  {reason:18}{count:>10,}  {REASONS[reason]}")
     bare = sum(said["without_caption"] for said in totals.splits.values())
     if bare:
