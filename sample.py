@@ -12,7 +12,6 @@ Several prompts and seeds make every combination, and a contact sheet of them.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -20,7 +19,6 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,10 +27,11 @@ import tyro
 from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import check_writable, memory_advice, run
 from infu_jax.config import MeshConfig, SamplingConfig, from_json
 from infu_jax.errors import InputError
 
+ADVICE = "try --offload, --dtype bfloat16, a smaller --batch or picture, or more devices"
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
@@ -118,7 +117,7 @@ def main() -> None:
     recipe = _recipe(args, str(jnp.dtype(dtype)))
 
     began = time.perf_counter()
-    with _memory_advice(), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
+    with memory_advice(ADVICE), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
             args.base, args.infu, arcface=args.arcface, transformer=args.transformer, autoencoder=args.autoencoder, detector=detector,
             mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
@@ -136,7 +135,7 @@ def main() -> None:
         batch_prompts, batch_seeds = zip(*now, *now[-1:] * (min(args.batch, len(jobs)) - len(now)))
         began = time.perf_counter()
         with (
-            _memory_advice(),
+            memory_advice(ADVICE),
             tqdm(total=args.sampling.steps, desc=f"pictures {start + 1}-{start + len(now)} of {len(jobs)}", leave=False, disable=None) as bar,
         ):
             made = pipeline(
@@ -203,11 +202,7 @@ def _of_run(args: Args, infu: Path | None) -> Args:
     """The models that a training run was made with as defaults, if `infu` is one."""
     from infu_jax import runs
 
-    if infu is None or not runs.is_run(infu):
-        return args
-    stored = runs.read_run(infu)["settings"]
-    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
-    return dataclasses.replace(args, **{name: Path(place) for name, place in found.items() if place is not None})
+    return args if infu is None or not runs.is_run(infu) else dataclasses.replace(args, **runs.models_of(infu))
 
 
 def _pinned(path: Path | None) -> Path | None:
@@ -295,20 +290,6 @@ def _check_faces(args: Args, detector, photo, control, keypoints) -> None:
         raise InputError(f"{path}: {e}") from None
     if keypoints is not None:
         face.control_image_from_keypoints(keypoints, height, width)
-
-
-@contextlib.contextmanager
-def _memory_advice() -> Iterator[None]:
-    """Turn XLA's account of an exhausted device into one line."""
-    import jax
-
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        advice = "try --offload, --dtype bfloat16, a smaller --batch or picture, or more devices"
-        raise InputError(f"the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
 
 
 # Metadata of the pictures -------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Everything is a function of the chunks, so an interruption costs what was being 
 
 import itertools
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,10 +26,20 @@ Sheet = Callable[[Path, Mapping[str, int], Mapping[str, list[dict[str, Any]]]], 
 """Draws the rejected rows: where to, how many for each reason, the first lines of each reason."""
 
 
+class NothingKept(InputError):
+    """There is no dataset to make."""
+
+    def __init__(self, counts: Mapping[str, int], message: str):
+        super().__init__(message)
+        self.counts = counts
+
+
 @dataclass(frozen=True, eq=False)
 class Decided:
     """Which candidates stay and where each goes."""
 
+    counts: Mapping[str, int]
+    """Of rejected rows, for each reason."""
     candidates: Candidates
     plans: Mapping[str, SplitPlan]
 
@@ -47,9 +56,10 @@ def decide(
     sheet: Sheet,
     reasons: Mapping[str, str] = filters.REASONS,
 ) -> Decided:
-    """Decides over all `count` chunks together, and writes WORK/report. Raises InputError when nothing is kept.
+    """Decides over all `count` chunks together, and writes WORK/report. Raises NothingKept.
 
     reasons: what the reasons of rejected rows mean, in their order.
+    sheet: draws the rejected rows; those that were rejected only here have their `place` among the chunks' records.
     """
     folder = work / "report"
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,6 +73,7 @@ def decide(
         for _, line in read_lines(work / "chunks", count):
             number += "reason" not in line
             if "reason" not in line and not kept[number]:
+                (line["place"],) = candidates.places(np.array([number]))
                 if same_key[number]:
                     line |= {"reason": "same_key", "detail": f"an earlier row has the key {line['key']}"}
                 else:
@@ -73,7 +84,8 @@ def decide(
         counts, first = report.write_rejected(folder / "rejected.jsonl", lines(), bar)
     sheet(folder / "rejected.jpg", counts, first)
     if not kept.any():
-        raise InputError(f"none of the {rows} rows is kept ({_most(counts)}); see {folder}, change source or filters, and build with --restart")
+        most = ", ".join(f"{reason} {counts[reason]}" for reason, _ in counts.most_common(3))
+        raise NothingKept(counts, f"none of the {rows} rows is kept ({most}); see {folder}, change source or filters, and begin again with --restart")
     plans = arrange(candidates, kept, validation_share, shard_bytes)
     splits = {}
     for split, plan in plans.items():
@@ -91,11 +103,7 @@ def decide(
     chosen = np.concatenate([plan.chosen for plan in plans.values()])
     shown = chosen[np.unique(np.linspace(0, len(chosen) - 1, report.KEPT_SHOWN).astype(int))]
     report.write_kept_sheet(folder / "kept.jpg", map(decode, gather(work / "chunks", candidates.places(shown))))
-    return Decided(candidates, plans)
-
-
-def _most(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason} {counts[reason]}" for reason, _ in counts.most_common(3))
+    return Decided(counts, candidates, plans)
 
 
 def make_ready(submit: Callable[..., Future], decided: Decided, work: Path) -> None:

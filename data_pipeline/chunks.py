@@ -63,10 +63,7 @@ class Worker:
     def make_chunk(self, path: Path, rows: Sequence[RawRow]) -> int:
         """Writes `path`.array_record and `path`.jsonl, and returns the number of rows."""
         lines: list[dict[str, Any]] = []
-        write_shard(path.with_suffix(".array_record"), self._examples(rows, lines))
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.rename(path.with_suffix(".jsonl"))
+        write_chunk(path, self._examples(rows, lines), lines)
         return len(rows)
 
     def _examples(self, rows: Iterable[RawRow], lines: list[dict[str, Any]]) -> Iterator[bytes]:
@@ -78,11 +75,7 @@ class Worker:
                 lines.append({"row": raw.number, "reason": error.reason, "detail": str(error), "given": raw.given})
                 continue
             example = encode(record)
-            flags = SYNTHETIC * record.synthetic | INLINE_IDENTITY * bool(record.identity)
-            lines.append(
-                {"row": raw.number, "key": record.key, "person": record.person, "size": record.target_size, "flags": flags,
-                 "captions": len(record.captions), "hash": f"{look:016x}", "bytes": len(example), "given": raw.given}
-            )  # fmt: skip
+            lines.append(kept_line(raw.number, record, look, example, raw.given))
             yield example
 
     def examine(self, raw: RawRow) -> tuple[Record, int]:
@@ -147,6 +140,23 @@ def _fields(which: str, picture: _Picture) -> dict[str, Any]:
         f"{which}_keypoints": picture.found.keypoints,
         f"{which}_face": picture.found.box,
     }
+
+
+def kept_line(row: int, record: Record, look: int, example: bytes, given: Any) -> dict[str, Any]:
+    """What a chunk says of a record that passed its own filters. look: the perceptual hash of its target."""
+    flags = SYNTHETIC * record.synthetic | INLINE_IDENTITY * bool(record.identity)
+    return {
+        "row": row, "key": record.key, "person": record.person, "size": record.target_size, "flags": flags,
+        "captions": len(record.captions), "hash": f"{look:016x}", "bytes": len(example), "given": given,
+    }  # fmt: skip
+
+
+def write_chunk(path: Path, examples: Iterable[bytes], lines: Sequence[dict[str, Any]]) -> None:
+    """Writes `path`.array_record and `path`.jsonl. `lines` may grow while `examples` are taken."""
+    write_shard(path.with_suffix(".array_record"), examples)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.rename(path.with_suffix(".jsonl"))
 
 
 # Candidates become shards ---------------------------------------------------------------------------

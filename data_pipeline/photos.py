@@ -1,5 +1,6 @@
 """The photos that show who people are: of a dataset that `build` wrote, or of a folder or manifest as `build` reads it. One person at a time."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from data_pipeline import chunks, manifest
 from data_pipeline.filters import Rejected
 from data_pipeline.index import SYNTHETIC, Index, open_index
-from data_pipeline.prompts import gender_of
+from data_pipeline.prompts import GENDERS
 from data_pipeline.records import PictureError, Record, Records, open_records
 from infu_jax.errors import InputError
 
@@ -25,12 +26,12 @@ class Person:
 
     @property
     def gender(self) -> str | None:
-        """What the photos' provenance says: a manifest's column `gender`, or that of data_pipeline.people."""
+        """What the photos' provenance says: a manifest's column `gender`, or that of data_pipeline.people. None for other words than ours."""
         for photo in self.photos:
             attributes = photo.provenance.get("attributes")
             for said in (photo.provenance.get("gender"), attributes.get("gender") if isinstance(attributes, Mapping) else None):
                 if isinstance(said, str) and said.strip():
-                    return gender_of(said, f"photo {photo.key} of {self.name}")
+                    return GENDERS.get(said.strip().lower())
         return None
 
 
@@ -73,12 +74,11 @@ class DatasetPhotos:
         return sum(index.people for index, _ in self._parts)
 
     def __getitem__(self, number: int) -> Person:
-        for index, records in self._parts:
-            if number < index.people:
-                break
-            number -= index.people
-        else:
-            raise IndexError(f"person {number} beyond the last one")
+        part = 0
+        while number >= self._parts[part][0].people:
+            number -= self._parts[part][0].people
+            part += 1
+        index, records = self._parts[part]
         all_of = index.records_of(number)
         real = all_of[index.flags[all_of] & SYNTHETIC == 0][: self.most]
         if not len(real):
@@ -136,7 +136,7 @@ class SourcePhotos:
 
     def stated(self) -> dict[str, Any]:
         digest, rows = manifest.fingerprint(self.source)
-        return {"kind": self.source.kind, "most": self.most, "rows": rows, "sha256": digest}
+        return {"kind": self.source.kind, "most": self.most, "rows": rows, "sha256": digest, "filters": dataclasses.asdict(self.settings.filters)}
 
 
 def _first(problems: Sequence[str]) -> str:

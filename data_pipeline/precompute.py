@@ -30,9 +30,9 @@ import tyro
 from etils import epath
 from tqdm import tqdm
 
-from data_pipeline import features
+from data_pipeline import features, processes
 from infu_jax.assets import ASSETS
-from infu_jax.cli import run
+from infu_jax.cli import memory_advice, run
 from infu_jax.config import MeshConfig
 from infu_jax.errors import InputError
 from infu_jax.train_config import DataConfig, DistributedConfig, Feature
@@ -109,32 +109,22 @@ def main() -> None:
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
 
-    from infu_jax import distributed
     from infu_jax.sharding import make_mesh
 
-    distributed.initialize(args.distributed)
-    if together := jax.process_count() > 1:
-        if args.process_count > 1:
-            raise InputError(f"--process-count is {args.process_count}, but JAX has joined {jax.process_count()} processes already; leave it out")
-        args = dataclasses.replace(args, process_index=jax.process_index(), process_count=jax.process_count())
-        _check_options(args)
+    together, place = processes.join(args.distributed, processes.Place(args.process_index, args.process_count))
+    args = dataclasses.replace(args, process_index=place.index, process_count=place.count)
     mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.local_devices())
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     if args.base == Args.base:
         print("using the embedded tiny stack; give --base for the released models", file=sys.stderr)
     for name in dict.fromkeys(ENCODERS[feature] for feature in args.features):
         wanted = [feature for feature in args.features if ENCODERS[feature] == name]  # latents and control share a model and its programs
-        try:
+        with memory_advice(f"that was {' and '.join(wanted)}; try a smaller --batch, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"):
             encoder = load_encoder(name, args, mesh, dtype)
             for feature, (split, found) in itertools.product(wanted, indices.items()):
                 if args.replace:
                     _remove(features.folder_of(args.dataset, feature, split))
                 compute(feature, args, split, found, encoder)
-        except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e):
-                raise
-            advice = "try a smaller --batch, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"
-            raise InputError(f"{' and '.join(wanted)}: the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
     if together:
         multihost_utils.sync_global_devices("features")  # JAX ends all processes when one has gone
 
@@ -145,8 +135,7 @@ def _check_options(args: Args) -> None:
     for name in ("batch", "part_mib", "process_count"):
         if getattr(args, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; more than 0 is needed")
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(f"--process-index is {args.process_index}; with --process-count {args.process_count} it is 0 to {args.process_count - 1}")
+    processes.Place(args.process_index, args.process_count)
     if args.replace and args.process_count > 1:
         raise InputError("--replace is for one process: others may have begun already. Remove the folders of the features first, then start all")
     if not args.features:

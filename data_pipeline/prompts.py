@@ -22,7 +22,7 @@ class Prompt:
 
 
 def gender_of(word: str | None, where: str) -> str | None:
-    """"woman", "man", or None for an empty word or "any". Raises InputError, which names `where`, for another one."""
+    """ "woman", "man", or None for an empty word or "any". Raises InputError, which names `where`, for another one."""
     word = (word or "").strip().lower()
     if word in ("", "any"):
         return None

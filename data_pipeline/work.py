@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def work_folder(work: Path, stated: dict[str, Any], restart: bool, *, maker: str
             for path in () if shared and not restart else work.iterdir():
                 if not path.name.startswith("lock"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            partial = work / f"settings.json.{os.getpid()}.partial"
+            partial = work / f"settings.json.{platform.node()}.{os.getpid()}.partial"
             partial.write_text(json.dumps(stated, indent=2) + "\n")
             partial.rename(said)
         if differences := _differences(json.loads(said.read_text()), json.loads(json.dumps(stated))):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from infu_jax.errors import InputError
@@ -47,6 +48,19 @@ def check_writable(folder: Path, needed: int = 0) -> None:
         raise InputError(f"{folder} cannot be written ({e.strerror or e}); choose another output folder") from None
     if (free := shutil.disk_usage(place).free) < needed:
         raise InputError(f"{folder} needs {needed / 2**20:,.0f} MiB and its disk has {free / 2**20:,.0f} MiB free; make room or choose another output folder")
+
+
+@contextlib.contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn XLA's account of an exhausted device into one line that ends in `advice`."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise InputError(f"the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
 
 
 def _say(kind: str, what: object) -> None:

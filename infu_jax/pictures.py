@@ -17,7 +17,7 @@ from infu_jax.errors import InputError
 KEY = "infu_jax"
 # IPTC's term for pictures made by a trained model; viewers and platforms read it from the XMP packet.
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-_XMP = (
+XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     f'Iptc4xmpExt:DigitalSourceType="{SYNTHETIC}"/></rdf:RDF></x:xmpmeta>'
@@ -29,7 +29,7 @@ def save_png(path: Path, image: np.ndarray, recipe: Mapping[str, Any]) -> None:
     info = PngImagePlugin.PngInfo()
     # What UTF-8 cannot hold (file names may be any bytes) becomes \udc80 and the like, which JSON reads back.
     info.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    info.add_itxt("XML:com.adobe.xmp", _XMP)
+    info.add_itxt("XML:com.adobe.xmp", XMP)
     info.add_text("Description", "Synthetic picture made by a generative model (infu_jax)")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

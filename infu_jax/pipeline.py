@@ -208,9 +208,12 @@ class InfUPipeline:
     def embed_face(self, image: np.ndarray) -> np.ndarray:
         """ArcFace embedding (512,) of the largest face of a photo (h, w, 3) uint8 RGB; NoFaceError if there is none."""
         found = face.largest_face(self.detector, image)
-        crop = face.arcface_input(face.align(image, found.keypoints, self.arcface.cfg.image_size))
+        return self.embed_crops(face.align(image, found.keypoints, self.arcface.cfg.image_size)[None])[0]
+
+    def embed_crops(self, crops: np.ndarray) -> np.ndarray:
+        """ArcFace embeddings (B, 512) of aligned faces (B, 112, 112, 3) uint8 BGR, see `face.align`."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(_embed(self._ready("arcface"), crop[None]))[0]
+            return self._fetch(_embed(self._ready("arcface"), self._batch(face.arcface_input(crops))))
 
     def similarity(self, image: np.ndarray, id_embedding: np.ndarray) -> float | None:
         """Cosine between the face in a picture and an identity; None where no face is found."""

@@ -73,6 +73,13 @@ def read_run(run: Path) -> dict[str, Any]:
         raise InputError(f"{folder / RUN_FILE} cannot be read ({e}); is {run} a training run's folder?") from None
 
 
+def models_of(run: Path) -> dict[str, Path]:
+    """Where the models lie that a run was made with: of base, transformer, autoencoder and arcface those that it names."""
+    stored = read_run(run)["settings"]
+    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
+    return {name: Path(place) for name, place in found.items() if place is not None}
+
+
 def write_run(run: Path, content: Mapping[str, Any]) -> None:
     """Write run.json, as one process."""
     partial_file = run / f".{RUN_FILE}.{os.getpid()}.partial"
