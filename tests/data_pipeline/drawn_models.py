@@ -26,7 +26,7 @@ FATES = {
     "a picture in the park": None,
     "nobody": "no_face",
     "a couple": "several_faces",
-    "behind a scarf": "face_unsure",
+    "in thick fog": "face_unsure",
     "at the edge": "face_cut",
     "far away": "face_too_small",
     "in fog": "blurred",
@@ -84,16 +84,13 @@ def paint(prompt: str, person: int, seed: int, original: np.ndarray) -> np.ndarr
             return cv2.resize(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         case "a couple":
             return np.concatenate([draw(person, number), draw(person + 3, number)], axis=1)
-        case "behind a scarf":
+        case "in thick fog":
             image = draw(person, number)
-            left, top, right, bottom = look(image).box.astype(int)
-            lower = np.s_[top + (bottom - top) * 45 // 100 : bottom + 10, left - 10 : right + 10]
-            for share in np.linspace(0, 1, 101):  # denser until the face is found, but hardly
-                scarfed = image.copy()
-                scarfed[lower] = (1 - share) * image[lower] + share * 190
-                if look(scarfed).score < 0.78:
-                    break
-            return scarfed
+            for sigma in np.arange(3, 15, 0.1):  # until the face is hardly found
+                fogged = cv2.GaussianBlur(image, (0, 0), sigma)
+                if look(fogged).score < 0.775:
+                    return fogged
+            raise AssertionError("no fog is thick enough")
         case "at the edge":
             image = cv2.resize(draw(person, number, shot="close-up"), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
             eye = round(float(look(image).keypoints[0, 0]))
