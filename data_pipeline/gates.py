@@ -129,7 +129,7 @@ def _check_pose(verdict: Verdict, gates: Gates) -> None:
     verdict.scores |= turned
     for name, degrees in turned.items():
         if abs(degrees) > (most := getattr(gates, f"max_{name}")):
-            raise Rejected("turned", f"{name} is {degrees:.0f} degrees; at most {most:g} are allowed")
+            raise Rejected("turned", f"{name} is {degrees:.1f} degrees; at most {most:g} are allowed")
 
 
 def _check_copy(verdict: Verdict, crop: UInt8[np.ndarray, "112 112 3"], photo: Shown, gates: Gates) -> None:

@@ -25,14 +25,13 @@ def shown_people(people: int) -> frozenset[int]:
 
 
 def write_people(report: Path, chunks: Path, photos: Photos, shown: Sequence[int], pictures: int, chunk_rows: int) -> None:
-    """people.jpg: a row for each of some people, with a photo and all pictures that were made of it."""
+    """people.jpg: a row for each of some people, with their photos and all pictures that were made of them."""
     with (report / "rejected.jsonl").open() as file:
         reasons = {line["row"]: line["reason"] for line in map(json.loads, file) if line["given"]["at"] in set(shown)}
     rows = []
     for at in sorted(shown):
         person = photos[at]
-        first = person.photos[0] if person.photos else None
-        cells = [(_photo(first), "photo" if first else person.problem)]
+        cells = [(_photo(photo), "photo") for photo in person.photos[:pictures]] or [(_photo(None), person.problem)]
         for line, place in _lines(chunks, range(at * pictures, (at + 1) * pictures), chunk_rows):
             image = _small(chunks, line, place)
             if image is None:
