@@ -347,10 +347,11 @@ def page(found: Found) -> str:
         features = ["<h2>Features computed ahead</h2>", _table(head, (map(_text, row) for row in found.features))]
     rejected = []
     if found.rejected:
-        from data_pipeline.filters import REASONS
+        from data_pipeline import filters, gates
 
-        reasons = ([_text(reason), f"{count:,}", _text(REASONS.get(reason, ""))] for reason, count in found.rejected.items())
-        rejected = ["<h2>Left out by the build</h2>", _table(("reason", "rows", "what it means"), reasons), "<p>The folder report has all of them.</p>"]
+        meanings = {**filters.REASONS, **gates.REASONS}
+        reasons = ([_text(reason), f"{count:,}", _text(meanings.get(reason, ""))] for reason, count in found.rejected.items())
+        rejected = ["<h2>Left out</h2>", _table(("reason", "rows", "what it means"), reasons), "<p>The folder report has all of them.</p>"]
     return "\n".join(
         [
             "<!doctype html>",

@@ -120,7 +120,7 @@ class Args:
     quality: int = 95
     """Of JPEG."""
     validation_share: float = 0.01
-    """Share of the people whose records go to the split validation, as build has it: the same people there and here."""
+    """Share of the people whose records go to the split validation, drawn by their names as build does: with its value the same people."""
     shard_megabytes: float = 256.0
     """Size of the dataset's files, about."""
 

@@ -4,6 +4,7 @@ Each of the test's people has a colour of their own, by which the stand-in recog
 `python -m data_pipeline.synthesize` with these models; KILL=n kills it within batch n.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -42,13 +43,16 @@ FATES = {
 """Of each prompt."""
 
 
+@functools.cache
 def draw(person: int, number: int, **given) -> np.ndarray:
-    """A person's picture, easy to look at unless `given` says otherwise."""
+    """A person's picture, easy to look at unless `given` says otherwise. Not to be written to."""
     picture = people.picture(person, number)
     easy = dict(yaw=picture.yaw / 4, pitch=picture.pitch / 4, roll=picture.roll / 3, headwear="none", glasses="none", light="soft", shot="portrait")
     image = people.render(people.person(person), replace(picture, **{**easy, **given}), SIDE, SIDE).image
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-    return np.clip((0.4 * image + 0.6 * grey) * TINTS[person % 3], 0, 255).astype(np.uint8)
+    image = np.clip((0.4 * image + 0.6 * grey) * TINTS[person % 3], 0, 255).astype(np.uint8)
+    image.flags.writeable = False
+    return image
 
 
 def photo(person: int, number: int) -> np.ndarray:

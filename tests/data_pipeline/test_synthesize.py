@@ -140,7 +140,7 @@ def test_it_loads_and_shows(made, tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["show", str(out), "--out", str(tmp_path / "page.html"), "--resolution", "128", "--bucket-step", "64", "--pairs", "2"])
     show.main()
     page = (tmp_path / "page.html").read_text()
-    assert "too_like" in page and "a portrait" in page
+    assert "too_like" in page and '<span class="tag">prompt</span>a' in page
 
 
 def test_report(made, capsys):
