@@ -3,7 +3,6 @@
 import base64
 import functools
 import io
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +20,12 @@ from data_pipeline.chunks import kept_line, write_chunk
 from data_pipeline.duplicates import perceptual_hash
 from data_pipeline.filters import Rejected
 from data_pipeline.gates import Gates, Shown, Verdict
+from data_pipeline.hooks import Hook, Scorer
 from data_pipeline.photos import Person, Photos
 from data_pipeline.prompts import Prompt, deal, digest, suiting
 from data_pipeline.records import Caption, Record, encode, read_picture
 from data_pipeline.report import CELL, SHOWN
 from infu_jax import face
-from infu_jax.errors import InputError
 from infu_jax.pictures import XMP, thumbnail
 
 SOURCE = "prompt"  # of the caption
@@ -57,35 +56,6 @@ class Models:
     batch: int
     stated: Mapping[str, Any] = field(default_factory=dict)
     """Which models these are; goes into the provenance of every record."""
-
-
-@dataclass(frozen=True)
-class Hook:
-    """A function of the user's own, under the name that it was given by."""
-
-    name: str
-    call: Callable[..., Any]
-
-    def picture(self, *pictures: np.ndarray) -> np.ndarray:
-        """The picture that it returns. Raises InputError when that is no (h, w, 3) uint8 array."""
-        made = self.call(*pictures)
-        if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.ndim != 3 or made.shape[2] != 3 or 0 in made.shape:
-            found = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
-            raise InputError(f"{self.name} returned {found}; a picture is an RGB uint8 array (height, width, 3)")
-        return np.ascontiguousarray(made)
-
-
-@dataclass(frozen=True)
-class Scorer(Hook):
-    """Called with picture and prompt; pictures that it gives less than `least` are rejected."""
-
-    least: float = 0.0
-
-    def score(self, picture: np.ndarray, prompt: str) -> float:
-        value = float(self.call(picture, prompt))
-        if not math.isfinite(value):
-            raise InputError(f"{self.name} gave {value}; a finite number is needed")
-        return value
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
-import inspect
 import math
 import os
 import shutil
@@ -54,7 +52,7 @@ if TYPE_CHECKING:
     from data_pipeline.photos import Photos
     from data_pipeline.processes import Place
     from data_pipeline.report import Totals
-    from data_pipeline.studio import Hook, Models, Order, Scorer
+    from data_pipeline.studio import Models, Order
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Functions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:FUNCTION ...")]
@@ -225,15 +223,15 @@ def synthesize(args: Args, models: Callable[[Args], Models]) -> Totals | None:
 
 def _order(args: Args) -> tuple[Photos, Order]:
     """Everything that can be wrong with the input, before a model is loaded."""
-    from data_pipeline import prompts, synthesis_sheets
+    from data_pipeline import hooks, prompts, synthesis_sheets
     from data_pipeline.chunks import check_detector
     from data_pipeline.photos import SourcePhotos, open_photos
     from data_pipeline.studio import Order
 
     said = None if args.prompts_file is None else prompts.read_prompts(args.prompts_file)
     genders = {} if args.genders is None else prompts.read_genders(args.genders)
-    before, after = (tuple(load_hook(name) for name in names) for names in (args.before, args.after))
-    scorers = tuple(load_scorer(given) for given in args.scorers)
+    before, after = (tuple(hooks.load_hook(name) for name in names) for names in (args.before, args.after))
+    scorers = tuple(hooks.load_scorer(given) for given in args.scorers)
     if twice := [scorer.name for n, scorer in enumerate(scorers) if scorer.name in [other.name for other in scorers[:n]]]:
         raise InputError(f"the scorer {twice[0]} is given twice")
     settings = _photo_settings(args)
@@ -266,70 +264,18 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
     """What the result depends on, beside the models and the size of chunks."""
     from data_pipeline import records
 
-    with_source = lambda hook: f"{hook.name} {_source_digest(hook.call)}"  # noqa: E731
     said = repr((order.prompts, sorted(order.genders.items())))
     return {
         "software": f"infu_jax {infu_jax.__version__}, records {records.VERSION}",
         "photos": photos.stated()
         | ({} if "most" in photos.stated() and photos.stated()["kind"] == "dataset" else {"filters": dataclasses.asdict(args.photo_filters)}),
-        "prompts": "captions of the photos" if order.prompts is None else f"{len(order.prompts)} prompts, sha256 {_sha256(said.encode())}",
-        "before": list(map(with_source, order.before)),
-        "after": list(map(with_source, order.after)),
-        "scorers": [f"{with_source(scorer)} at least {scorer.least:g}" for scorer in order.scorers],
+        "prompts": "captions of the photos" if order.prompts is None else f"{len(order.prompts)} prompts, sha256 {hashlib.sha256(said.encode()).hexdigest()}",
+        "before": [hook.stated() for hook in order.before],
+        "after": [hook.stated() for hook in order.after],
+        "scorers": [f"{scorer.stated()} at least {scorer.least:g}" for scorer in order.scorers],
         "gates": dataclasses.asdict(args.gates),
         **{name: getattr(args, name) for name in ("pictures", "seed", "detector", "format", "quality", "validation_share", "shard_megabytes")},
     }
-
-
-def load_hook(name: str) -> Hook:
-    """The function `module:function`. Raises InputError when there is none."""
-    from data_pipeline.studio import Hook
-
-    return Hook(name, _function(name))
-
-
-def load_scorer(given: str) -> Scorer:
-    """The function and threshold `module:function=least`."""
-    from data_pipeline.studio import Scorer
-
-    name, sign, least = given.rpartition("=")
-    try:
-        value = float(least) if sign else math.nan
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"scorer {given!r}: expected module:function=least, e.g. scores:aesthetic=5.5")
-    return Scorer(name, _function(name), value)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise InputError(f"hook {name!r}: expected module:function, e.g. restore:gfpgan for the function gfpgan of restore.py")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        raise InputError(f"hook {name}: there is no module {error.name}; start in its folder, or set PYTHONPATH to it") from error
-    except AttributeError as error:
-        raise InputError(f"hook {name}: {error}") from error
-    if not callable(found):
-        raise InputError(f"hook {name} is {type(found).__name__}; expected a function")
-    return found
-
-
-def _source_digest(function: Callable[..., Any]) -> str:
-    """Of the file that a hook lies in, so that an interrupted run does not go on with another one."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:
-        file = None
-    return "of no file" if file is None else f"sha256 {_sha256(Path(file).read_bytes())}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # Models -------------------------------------------------------------------------------------------
