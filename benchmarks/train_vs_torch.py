@@ -3,9 +3,9 @@
     python benchmarks/train_vs_torch.py
 
 Forward, backward, clipping and AdamW of a mid-size random model in float32 on the same cores, from features computed ahead, so that only
-what is trained and the base run. PyTorch computes each block again in the backward pass (diffusers' gradient checkpointing), as ours does, or
-keeps everything, or is compiled. Ours is also started with the program that an earlier start compiled, as a run that goes on is. Every contender runs in a process of its own, and the rounds alternate so that a busy machine is unfair to all alike.
-Prints one table.
+what is trained and the base run. PyTorch computes each block again in the backward pass (diffusers' gradient checkpointing), as ours does,
+or keeps everything, or is compiled. Ours is also started with the program that an earlier start compiled, as a run that goes on is.
+Every contender runs in a process of its own, and the rounds alternate so that a busy machine is unfair to all alike. Prints one table.
 """
 
 from __future__ import annotations
