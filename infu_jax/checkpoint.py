@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16 and float8)
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from infu_jax import config as configs
-from infu_jax.convert import rules, source
+from infu_jax.convert import numbers, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
@@ -31,6 +35,24 @@ from infu_jax.sharding import RULES, make_mesh, param_shardings
 
 FORMAT = "infu_jax"
 CONVERTED = "infu_jax (Orbax)"  # the name of our own layout
+
+
+@dataclass(frozen=True)
+class HostParam:
+    """One of our parameters in storage: `param[slices]` reads a box of it into host memory, and nothing else.
+
+    read: the contents of a box, in this dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[rules.Box], np.ndarray]
+
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        return self.read(tuple(s.indices(n)[:2] for s, n in zip(index, self.shape)))  # an ellipsis at the end has no size to go with
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.read(tuple((0, n) for n in self.shape)), dtype)
 
 
 @functools.cache
@@ -42,7 +64,7 @@ def abstract(model: str, cfg) -> nnx.Module:
 
 def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter, by its path, e.g. `double_blocks.img.qkv.kernel`."""
-    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _params(module).items()}
+    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in params_of(module).items()}
 
 
 def open_model(path: str | os.PathLike, model: str | None = None) -> source.Source:
@@ -101,7 +123,43 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     arrays = _read_orbax(found.path, targets) if found.layout.name == CONVERTED else _read_torch(found, plan, targets)
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], module)
+    return with_params(module, arrays)
+
+
+def params_of(module: nnx.Module) -> dict[str, Any]:
+    """Every parameter by its path, e.g. `double_blocks.img.qkv.kernel`."""
+    # As a pytree: Flax's to_flat_state and merge leave cycles of references, which hold the arrays on the device until Python collects them.
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+
+
+def with_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
+    """The module with these parameters in the place of its own; the inverse of `params_of`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: params[_name(path)], module)
+
+
+def open_params(found: source.Source, dtype: Any = None) -> dict[str, HostParam]:
+    """The parameters of an opened checkpoint, each read when it is asked for and only as far as it is: for work that needs no device.
+
+    dtype: of the floating-point parameters; by default as stored.
+    """
+    module = check(found)
+    plan = _plan(found, module)
+    kept = {k: _dtype(plan, found, k, v.dtype, dtype) for k, v in param_shapes(module).items()}
+    if found.layout.name == CONVERTED:
+        return {k: HostParam(plan.our_shapes[k], kept[k], _box_of_orbax(found.path, k, plan.our_shapes[k], kept[k])) for k in kept}
+
+    def reader(name: str) -> Callable[[rules.Box], np.ndarray]:
+        def read(box: rules.Box) -> np.ndarray:
+            values = plan.read_ours(name, box, found.tensors, kept[name])
+            parts = {p.theirs for p in plan.by_ours.get(name, ())}
+            if not numbers.all_finite(values):
+                _warn_not_finite(found.path, [key for key in parts if not numbers.all_finite(found.tensors[key])])
+            safetensors.release(found.tensors[key] for key in parts)
+            return values
+
+        return read
+
+    return {k: HostParam(plan.our_shapes[k], kept[k], reader(k)) for k in kept}
 
 
 def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> None:
@@ -109,6 +167,12 @@ def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> Non
     _check_model(model)
     if type(module) is not MODELS[model][1]:
         raise TypeError(f"{type(module).__name__} cannot be saved as {model}, which is a {MODELS[model][1].__name__}")
+    read = lambda array: lambda box: np.asarray(array)[tuple(slice(*b) for b in box)]  # noqa: E731
+    save_params(folder, model, module.cfg, {k: HostParam(v.shape, np.dtype(v.dtype), read(v)) for k, v in params_of(module).items()})
+
+
+def save_params(folder: str | os.PathLike, model: str, cfg, params: Mapping[str, HostParam]) -> None:
+    """As `save_model`, from parameters that are read one after the other while they are written: no more than one is in memory."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another name or remove it first")
@@ -116,11 +180,9 @@ def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> Non
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        weights = _params(module)
-        with ocp.StandardCheckpointer() as writer:
-            # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
-            writer.save(partial / "weights", {k: v for k, v in weights.items() if v.size})
-        values = {"format": FORMAT, "model": model, "config": configs.to_json(module.cfg)}
+        # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
+        _write_orbax(partial, {k: v for k, v in params.items() if math.prod(v.shape)})
+        values = {"format": FORMAT, "model": model, "config": configs.to_json(cfg)}
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
     finally:
@@ -188,6 +250,52 @@ def _read_orbax(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> di
     return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
 
 
+def _box_of_orbax(folder: Path, name: str, shape: rules.Shape, dtype: np.dtype) -> Callable[[rules.Box], np.ndarray]:
+    """Reads boxes of one array. Orbax itself restores whole arrays only; what it writes are Zarr arrays in an OCDBT store."""
+    driver = "zarr3" if json.loads((_weights(folder) / "_METADATA").read_text()).get("use_zarr3") else "zarr"
+    spec = {"driver": driver, "kvstore": {"driver": "ocdbt", "base": f"file://{_weights(folder)}", "path": f"{name}/"}}
+
+    def read(box: rules.Box) -> np.ndarray:
+        if 0 in shape:
+            return np.zeros([b - a for a, b in box], dtype)
+        try:
+            stored = tensorstore.open(spec, read=True).result()
+            values = np.asarray(stored[tuple(slice(*b) for b in box)].read().result()).astype(dtype, copy=False)
+        except ValueError as e:  # TensorStore has no finer class for data that are missing or unreadable
+            raise ConversionError(f"{_weights(folder)} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+        if not numbers.all_finite(values):
+            _warn_not_finite(folder, [name])
+        return values
+
+    return read
+
+
+def _warn_not_finite(path: Path, names: list[str]) -> None:
+    warnings.warn(f"{path}: {', '.join(sorted(names))}: not all numbers are finite (NaN or infinity); the model will not work", stacklevel=4)
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Orbax's writer of NumPy arrays, for `HostParam`s: one is read, written and let go before the next."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def serialize(self, values, infos, args=None):
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([np.asarray(value)], [info], [arg]):
+                written.result()
+        return []
+
+
+def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
+    """Uncompressed, which is several times as fast both ways, and in pieces of a layer, so that boxes are quick to read."""
+    pieces = {k: ocp.SaveArgs(chunk_byte_size=math.prod(v.shape[1:]) * v.dtype.itemsize, shard_axes=(0,)) for k, v in params.items() if len(v.shape) > 2}
+    arguments = {k: pieces.get(k, ocp.SaveArgs()) for k in params}
+    handlers = ocp.type_handlers.create_type_handler_registry((HostParam, _OneByOne()))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)) as writer:
+        writer.save(_weights(folder), args=ocp.args.PyTreeSave(dict(params), save_args=arguments))
+
+
 def _weights(folder: Path) -> Path:
     return (folder / "weights").absolute()
 
@@ -201,12 +309,9 @@ def _dtype(plan: rules.Plan, found: source.Source, name: str, model_dtype, wante
     """Integers stay what the model says; floating-point parameters become `wanted`, or stay as stored."""
     if not jnp.issubdtype(model_dtype, jnp.floating):
         return np.dtype(model_dtype)
-    return plan.stored_dtype(name, found.tensors, model_dtype) if wanted is None else np.dtype(wanted)
-
-
-def _params(module: nnx.Module) -> dict[str, Any]:
-    # As a pytree: Flax's to_flat_state and merge leave cycles of references, which hold the arrays on the device until Python collects them.
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    if wanted is None:  # JAX has no float64, unless it is told to
+        return np.dtype(jax.dtypes.canonicalize_dtype(plan.stored_dtype(name, found.tensors, model_dtype)))
+    return np.dtype(wanted)
 
 
 def _name(path: tuple) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from infu_jax.errors import InputError
@@ -33,6 +34,22 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A temporary name beside `out`, for a file or folder that takes that name when the block ends well and is removed when it does not.
+
+    A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
+    """
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if out.exists():
+            raise InputError(f"{out} has appeared meanwhile; choose another name")
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, needed: int = 0) -> None:

@@ -161,7 +161,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(checkpoint, "save_model", lambda *_: pytest.fail("something was converted before the mistake was found"))
+    monkeypatch.setattr(checkpoint, "save_params", lambda *_: pytest.fail("something was converted before the mistake was found"))
     make, message = BAD[case]
     argv = make(tmp_path)
     before = listing(tmp_path)
@@ -178,15 +178,15 @@ def test_disk_without_enough_room(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device", "weights"), KeyboardInterrupt()])
 def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, error):
-    save, saved = checkpoint.save_model, []
+    save, saved = checkpoint.save_params, []
 
-    def fail(folder, model, module):
+    def fail(folder, model, cfg, params):
         if len(saved) == 2:
             raise error
-        save(folder, model, module)
+        save(folder, model, cfg, params)
         saved.append(model)
 
-    monkeypatch.setattr(checkpoint, "save_model", fail)
+    monkeypatch.setattr(checkpoint, "save_params", fail)
     ran = command(convert_weights, "to-jax", INFU, tmp_path / "out")
     assert (ran.code, ran.err.splitlines()[-1]) in [(1, "error: weights: No space left on device"), (130, "interrupted")]
     assert len(saved) == 2 and ran.out == "" and listing(tmp_path) == {}

@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 LAYERS = (
     ("sample", "convert_weights", "train", "benchmarks"),
     ("infu_jax.assets",),
-    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.training", "infu_jax.evaluation"),
+    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.evaluation"),
+    ("infu_jax.lora",),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),

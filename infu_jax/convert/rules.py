@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from infu_jax.convert import numbers
 from infu_jax.convert.errors import ConversionError
 
 Shape = tuple[int, ...]
@@ -102,12 +103,7 @@ class Plan:
     def stored_dtype(self, path: str, theirs: Mapping[str, np.ndarray], default) -> np.dtype:
         """The dtype that holds all of a parameter's stored parts without loss."""
         dtypes = {theirs[p.theirs].dtype for p in self.by_ours.get(path, ())}
-        if not dtypes:
-            return np.dtype(default)
-        try:
-            return np.result_type(*dtypes)
-        except TypeError:  # NumPy joins no two of float16, bfloat16 and the kinds of float8, all of which fit into float32
-            return np.result_type(np.float32, *(d for d in dtypes if d.itemsize > 2))
+        return numbers.join(dtypes) if dtypes else np.dtype(default)
 
     def read_theirs(self, key: str, ours: Mapping[str, np.ndarray], dtype) -> np.ndarray:
         """One of their tensors, assembled from our parameters."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
@@ -138,6 +139,19 @@ def map_file(path: str | Path) -> np.ndarray:
     if head.startswith(b"version https://git-lfs"):
         raise ConversionError(f"{path}: this is a git-lfs pointer, not the checkpoint itself; run `git lfs pull` or download the file")
     return raw
+
+
+def release(arrays: Iterable[np.ndarray]) -> None:
+    """Take pages of mapped files out of this process's memory again. They stay in the system's cache, and are read again when they are used."""
+    maps: dict[int, mmap.mmap] = {}
+    for array in arrays:
+        base: Any = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap):
+            maps[id(base)] = base
+    for mapped in maps.values():
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def check_shape(shape: Any, where: str) -> int:
