@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -34,6 +35,18 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def file_and_scale(text: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:SCALE`, as LoRAs are given."""
+    name, colon, scale = text.rpartition(":")
+    try:
+        value = float(scale) if colon else 1.0
+    except ValueError:
+        return Path(text), 1.0  # a colon in a name
+    if not math.isfinite(value):
+        raise InputError(f"the scale of {name} is {scale}; a finite number is needed")
+    return Path(name if colon else text), value
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, latents, sampler
+from infu_jax import checkpoint, face, flow, latents, lora, sampler
 from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
@@ -78,6 +78,7 @@ class InfUPipeline:
     mesh: Mesh
     dtype: Any
     offload: bool = False
+    former: dict[str, dict[str, jax.Array]] = field(default_factory=dict, repr=False)  # what `set_loras` has changed, as it was before
 
     @classmethod
     def load(
@@ -88,6 +89,7 @@ class InfUPipeline:
         arcface: str | os.PathLike | None = None,
         transformer: str | os.PathLike | None = None,
         autoencoder: str | os.PathLike | None = None,
+        loras: Sequence[tuple[str | os.PathLike, float]] = (),
         detector: face.Detector | None = None,
         mesh: Mesh | None = None,
         dtype: Any = jnp.float32,
@@ -101,6 +103,7 @@ class InfUPipeline:
             infu: InfiniteYou folder with `InfuseNetModel/` and `image_proj_model.bin`.
             arcface: `recognition_arcface_ir_se50.pth`; by default looked for inside `infu`.
             transformer, autoencoder: other files for these two, e.g. BFL's single files.
+            loras: LoRA files and their scales, merged for good into the transformer and the text encoders; see `set_loras` for others.
             detector: finds faces; YuNet by default, see `infu_jax.face.load_detector`.
             mesh: devices to spread over, by default one.
             dtype: of weights and computation; ArcFace, norms, softmax, schedule and latents stay float32.
@@ -113,12 +116,14 @@ class InfUPipeline:
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
+        changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
         schedule = _read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
         models = {}
         for name, path in places.items():
             progress(name)
             models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype)
+            models[name], _ = lora.merge(models[name], lora.together(changes, name))
             if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
                 models[name] = _move(models[name], "pinned_host")
         return cls(
@@ -210,6 +215,19 @@ class InfUPipeline:
                 )  # fmt: skip
         images = np.round(np.clip(decoded * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
         return Pictures(images, prompts, seeds, id_embedding, record)
+
+    def set_loras(self, loras: Sequence[tuple[str | os.PathLike, float]]) -> None:
+        """Paint with these LoRA files and scales from now on, in the place of those given here before; with none, as loaded.
+
+        The weights that they change wait in host memory, so nothing is loaded again. Raises ConversionError for a file that does not fit.
+        """
+        changes = [lora.read(path, scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
+        for name in lora.MODELS:
+            model, added = self._ready(name), lora.together(changes, name)
+            if not added and name not in self.former:
+                continue
+            model, self.former[name] = lora.merge(lora.restore(model, self.former.pop(name, {})), added, keep=True)
+            setattr(self, name, _move(model, "pinned_host") if self.offload and name in PARKED else model)
 
     @property
     def autoencoder_downscale(self) -> int:
