@@ -5,6 +5,7 @@
     python convert_weights.py to-jax flux1-dev.safetensors flux-dev-jax/transformer
     python convert_weights.py to-torch infu-jax infu_flux_v1.0/mine
     python convert_weights.py to-torch infu-jax/InfuseNetModel infusenet_fp8.safetensors --style comfyui --dtype float8_e4m3fn
+    python convert_weights.py merge-lora FLUX.1-dev flux-realism --lora realism.safetensors:0.8
 
 sample.py also reads the PyTorch files directly; a converted copy starts faster and loads onto any mesh.
 """
@@ -12,18 +13,20 @@ sample.py also reads the PyTorch files directly; a converted copy starts faster 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
-from infu_jax.cli import appearing, check_writable, run
+from infu_jax.cli import appearing, check_writable, file_and_scale, run
 from infu_jax.errors import InputError
 
 
@@ -65,6 +68,39 @@ class ToTorch:
 
 
 @dataclass(frozen=True)
+class MergeLora:
+    """Write a checkpoint with LoRAs merged into it, in SRC's own layout and dtypes.
+
+    SRC is a transformer or a FLUX folder, of PyTorch or of to-jax. A LoRA that also changes text encoders needs the folder.
+    """
+
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """What to read."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """What to write: a folder, or a file where SRC is one."""
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:SCALE] ...")]
+    """LoRA files for FLUX (kohya, XLabs, diffusers, PEFT, ComfyUI), each with a scale, 1 if not given."""
+    shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
+    """Most bytes of tensors in one file of a folder, such as 500MB or 10GB."""
+
+
+@dataclass(frozen=True)
+class ExtractLora:
+    """Write the difference of two transformers as a LoRA, in diffusers' names."""
+
+    base: Annotated[Path, tyro.conf.Positional]
+    """The transformer that the LoRA will be added to."""
+    tuned: Annotated[Path, tyro.conf.Positional]
+    """The transformer that the sum should be."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.safetensors")]
+    """File to write."""
+    rank: int = 32
+    """Of every layer. A higher one holds more of the difference and takes more room."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the written tensors."""
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Say what a file or folder is: model, layout, parameters, dtypes, what is missing or unexpected. Exits with 1 if something is wrong."""
 
@@ -76,68 +112,93 @@ class Inspect:
 COMPANIONS = ("tokenizer", "tokenizer_2", "scheduler", "model_index.json")
 
 
-def to_jax(args: ToJax) -> None:
-    if args.out.exists():
-        raise InputError(f"{args.out} exists already; choose another name or remove it first")
-    if not args.src.exists():
-        raise InputError(f"{args.src} does not exist")
-    check_writable(args.out)
-    from infu_jax import checkpoint, inspection
-    from infu_jax.convert import source
+@dataclass
+class Job:
+    """One model to write. `place` is its name inside OUT, empty where OUT is the model; `write` makes it under a given path."""
 
-    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(args.src).items()] or [checkpoint.open_model(args.src)]
-    dtypes = {f.layout.model: None if args.dtype == "keep" or f.layout.model == "arcface" else args.dtype for f in found}
-    for f in found:
-        checkpoint.check(f)  # all of them before the first is read
-    check_writable(args.out, sum(inspection.stored_bytes(f, dtypes[f.layout.model]) for f in found))
-    if absent := inspection.absent(args.src):
-        print(f"warning: {args.src} lacks what sample.py needs: {', '.join(absent)}", file=sys.stderr)
-    with appearing(args.out) as partial:
-        for f in found:
-            began = time.perf_counter()
-            model = f.layout.model
-            place = "" if f.path == args.src else Path(source.PLACES[model][0]).stem
-            params = checkpoint.open_params(f, dtypes[model])
-            with _bar(f"{model} to JAX", inspection.stored_bytes(f, dtypes[model])) as bar:
-                checkpoint.save_params(partial / place, model, f.cfg, {k: dataclasses.replace(p, read=_counted(p.read, bar)) for k, p in params.items()})
-            print(f"{f.path}: {model} converted in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-        _copy_companions(args.src, partial)
-    print(f"{args.out}: {', '.join(dtypes)}")
+    path: Path
+    model: str
+    place: str
+    size: int
+    write: Callable[[Path, Callable[[int], Any]], None]
+
+
+def to_jax(args: ToJax) -> None:
+    _check(args.src, args.out)
+    from infu_jax import checkpoint
+
+    jobs, dtypes = [], {}
+    for f in _open(args.src):
+        dtypes[f.layout.model] = None if args.dtype == "keep" or f.layout.model == "arcface" else args.dtype
+        jobs.append(_jax_job(f, checkpoint.open_params(f, dtypes[f.layout.model]), _place(args.src, f)))
+    _write(jobs, args.src, args.out)
 
 
 def to_torch(args: ToTorch) -> None:
-    _check_out(args.out)
-    if not args.src.exists():
-        raise InputError(f"{args.src} does not exist")
+    _check(args.src, args.out)
     shard_bytes = _size(args.shard_size)
-    from infu_jax import checkpoint, export, inspection
+    from infu_jax import checkpoint, export
 
-    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(args.src).items()] or [checkpoint.open_model(args.src)]
-    one = found[0] if found[0].path == args.src else None
-    single = {f.layout.model: export.is_file(f.layout.model, args.style) for f in found}
-    if one is not None:
-        _check_name(args.out, one.layout.model, single)
-    plans = []
+    jobs = []
+    for f in _open(args.src):
+        model, single = f.layout.model, export.is_file(f.layout.model, args.style)
+        params, dtype = checkpoint.open_params(f), None if args.dtype == "keep" or model == "arcface" else _dtype(args.dtype)
+        if f.path == args.src:
+            _check_name(args.out, model, single)
+        place = _place(args.src, f) and export.place(model, args.style, f.cfg, export.main_dtype(params, dtype))
+        jobs.append(_torch_job(f, params, place, export.layout_for(model, args.style), dtype, shard_bytes, single))
+    _write(jobs, args.src, args.out, companions=args.style != "comfyui")
+
+
+def merge_lora(args: MergeLora) -> None:
+    _check(args.src, args.out)
+    shard_bytes = _size(args.shard_size)
+    from infu_jax import checkpoint, lora
+
+    found = _open(args.src)
+    models = {f.layout.model: checkpoint.check(f) for f in found if f.layout.model in lora.MODELS}
+    if "flux" not in models:
+        raise InputError(f"{args.src} holds {', '.join(f.layout.model for f in found)}; LoRAs are merged into a FLUX transformer or a FLUX folder")
+    loras = [lora.read(path, scale, models) for path, scale in map(file_and_scale, args.lora)]
+    for each in loras:
+        print(f"{each.path}: {each.summary}, scale {each.scale:g}", file=sys.stderr)
+    jobs = []
     for f in found:
-        params = checkpoint.open_params(f)
-        dtype = None if args.dtype == "keep" or f.layout.model == "arcface" else np_dtype(args.dtype)
-        layout = export.layout_for(f.layout.model, args.style)
-        bar = _bar(f"{f.layout.model} to PyTorch")
-        made = export.tensors(layout, f.cfg, params, dtype, bar.update)
-        place = "" if one is f else export.place(f.layout.model, args.style, f.cfg, export.main_dtype(params, dtype))
-        plans.append((f, layout, made, place, bar))
-    check_writable(args.out, sum(export.total_bytes(made) for _, _, made, _, _ in plans))
-    with appearing(args.out) as partial:
-        for f, layout, made, place, bar in plans:
-            began = time.perf_counter()
-            (partial / place).parent.mkdir(parents=True, exist_ok=True)
-            bar.reset(export.total_bytes(made))
-            with bar:
-                export.write(partial / place, layout, f.cfg, made, shard_bytes, single[f.layout.model])
-            print(f"{f.path}: {f.layout.model} written in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-        if args.style != "comfyui":
-            _copy_companions(args.src, partial)
-    print(f"{args.out}: {', '.join(single)}")
+        model, single = f.layout.model, f.path.is_file()
+        params, place = lora.merge_stored(checkpoint.open_params(f), lora.together(loras, model)), _place(args.src, f, keep=True)
+        if f.layout.name == checkpoint.CONVERTED:
+            jobs.append(_jax_job(f, params, place))
+        else:
+            if not place:
+                _check_name(args.out, model, single)
+            jobs.append(_torch_job(f, params, place, f.layout, None, shard_bytes, single))
+    _write(jobs, args.src, args.out)
+
+
+def extract_lora(args: ExtractLora) -> None:
+    if args.rank < 1:
+        raise InputError(f"rank is {args.rank}; at least 1 is needed")
+    if args.out.suffix != ".safetensors":
+        raise InputError(f"{args.out}: a LoRA is one file; give a name that ends in .safetensors")
+    _check(args.base, args.out)
+    import numpy as np
+
+    from infu_jax import checkpoint, lora
+    from infu_jax.convert import numbers, safetensors
+
+    base, tuned = (checkpoint.open_model(path, "flux") for path in (args.base, args.tuned))
+    if base.cfg != tuned.cfg:
+        raise InputError(f"{args.base} and {args.tuned} are transformers of different sizes: {base.cfg} and {tuned.cfg}")
+    model = checkpoint.check(base)
+    with tqdm(desc="extracting", unit=" tensors", leave=False, disable=None) as bar:
+        made = lora.extract(checkpoint.open_params(base), checkpoint.open_params(tuned), model, args.rank, bar.update)
+    if not made.tensors:
+        raise InputError(f"{args.base} and {args.tuned} have the same matrices; there is nothing to extract")
+    if made.left:
+        print(f"warning: a LoRA cannot hold the differences of {len(made.left)} vectors, such as {made.left[0]}", file=sys.stderr)
+    kept = {key: numbers.cast(np.ascontiguousarray(x), _dtype(args.dtype), key) for key, x in made.tensors.items()}
+    safetensors.write_file(args.out, kept, {"format": "pt"})
+    print(f"{args.out}: {len(kept) // 2} layers of rank {args.rank}, {made.captured:.1%} of the squared difference")
 
 
 def inspect(args: Inspect) -> None:
@@ -160,15 +221,78 @@ def inspect(args: Inspect) -> None:
 # Odds and ends of the commands -------------------------------------------------------------------
 
 
-def _check_out(out: Path) -> None:
+def _check(src: Path, out: Path) -> None:
     if out.exists():
         raise InputError(f"{out} exists already; choose another name or remove it first")
+    if not src.exists():
+        raise InputError(f"{src} does not exist")
     check_writable(out)
 
 
-def _check_name(out: Path, model: str, single: dict[str, bool]) -> None:
+def _open(src: Path) -> list:
+    """The models of SRC, every one of them checked before the first is read."""
+    from infu_jax import checkpoint, inspection
+
+    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(src).items()] or [checkpoint.open_model(src)]
+    for f in found:
+        checkpoint.check(f)
+    return found
+
+
+def _place(src: Path, found, keep: bool = False) -> str:
+    """Where a model goes inside OUT: nowhere, if it is all of SRC; else under the name that folders have, or as in SRC."""
+    from infu_jax.convert import source
+
+    if found.path == src:
+        return ""
+    return str(found.path.relative_to(src)) if keep else Path(source.PLACES[found.layout.model][0]).stem
+
+
+def _jax_job(found, params, place: str) -> Job:
+    from infu_jax import checkpoint
+
+    def write(target: Path, wrote: Callable[[int], Any]) -> None:
+        counted = {k: dataclasses.replace(p, read=_counted(p.read, wrote)) for k, p in params.items()}
+        checkpoint.save_params(target, found.layout.model, found.cfg, counted)
+
+    return Job(found.path, found.layout.model, place, sum(math.prod(p.shape) * p.dtype.itemsize for p in params.values()), write)
+
+
+def _torch_job(found, params, place: str, layout, dtype, shard_bytes: int, single: bool) -> Job:
+    from infu_jax import export
+
+    def write(target: Path, wrote: Callable[[int], Any]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        export.write(target, layout, found.cfg, export.tensors(layout, found.cfg, params, dtype, wrote), shard_bytes, single)
+
+    size = export.total_bytes(export.tensors(layout, found.cfg, params, dtype))
+    return Job(found.path, found.layout.model, place, size, write)
+
+
+def _write(jobs: list[Job], src: Path, out: Path, companions: bool = True) -> None:
+    """Everything under a temporary name first; OUT appears when it is whole."""
+    check_writable(out, sum(job.size for job in jobs))
+    from infu_jax import inspection
+
+    if absent := inspection.absent(src):
+        print(f"warning: {src} lacks what sample.py needs: {', '.join(absent)}", file=sys.stderr)
+    with appearing(out) as partial:
+        for job in jobs:
+            began = time.perf_counter()
+            with tqdm(total=job.size, desc=job.model, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+                job.write(partial / job.place, bar.update)
+            print(f"{job.path}: {job.model} converted in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+        for name in COMPANIONS if companions and src.is_dir() else ():
+            if (src / name).is_dir():
+                shutil.copytree(src / name, partial / name)
+            elif (src / name).exists():
+                shutil.copy(src / name, partial / name)
+    print(f"{out}: {', '.join(job.model for job in jobs)}")
+
+
+def _check_name(out: Path, model: str, single: bool) -> None:
     """A file is named as one, a folder is not: readers go by it."""
-    wanted = {"resampler": (".bin",), "arcface": (".pth",)}.get(model, (".safetensors",) if single[model] else ())
+    wanted = {"resampler": (".bin",), "arcface": (".pth",)}.get(model, (".safetensors",) if single else ())
     if wanted and out.suffix not in wanted:
         raise InputError(f"{out}: {model} is written as one file here; give a name that ends in {' or '.join(wanted)}")
     if not wanted and out.suffix in (".safetensors", ".bin", ".pth"):
@@ -184,7 +308,7 @@ def _size(text: str) -> int:
     return size
 
 
-def np_dtype(name: str):
+def _dtype(name: str):
     """The NumPy dtype of a name on the command line."""
     import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16 and float8)
     import numpy as np
@@ -192,32 +316,20 @@ def np_dtype(name: str):
     return np.dtype(name)
 
 
-def _copy_companions(src: Path, out: Path) -> None:
-    for name in COMPANIONS if src.is_dir() else ():
-        if (src / name).is_dir():
-            shutil.copytree(src / name, out / name)
-        elif (src / name).exists():
-            shutil.copy(src / name, out / name)
-
-
-def _bar(what: str, total: int | None = None) -> tqdm:
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=None, delay=0.5)
-
-
-def _counted(read, bar: tqdm):
+def _counted(read, wrote: Callable[[int], Any]):
     def counted(box):
         values = read(box)
-        bar.update(values.nbytes)
+        wrote(values.nbytes)
         return values
 
     return counted
 
 
-COMMANDS = {ToJax: to_jax, ToTorch: to_torch, Inspect: inspect}
+COMMANDS = {ToJax: to_jax, ToTorch: to_torch, MergeLora: merge_lora, ExtractLora: extract_lora, Inspect: inspect}
 
 
 def main() -> None:
-    args = tyro.cli(ToJax | ToTorch | Inspect, description=__doc__)
+    args = tyro.cli(ToJax | ToTorch | MergeLora | ExtractLora | Inspect, description=__doc__)
     COMMANDS[type(args)](args)
 
 

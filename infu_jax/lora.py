@@ -179,3 +179,56 @@ def _changed(param: HostParam, factors: Factors) -> Callable[[rules.Box], np.nda
         return (values.astype(np.float32) + np.reshape(change, values.shape)).astype(values.dtype)
 
     return read
+
+
+# Extracting ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """tensors: a LoRA in diffusers' names, float32. captured: the part of the difference's squared sum that it holds, from 0 to 1.
+
+    left: names of differing weights that are no matrices, which a LoRA cannot hold.
+    """
+
+    tensors: dict[str, np.ndarray]
+    captured: float
+    left: tuple[str, ...]
+
+
+def extract(
+    base: Mapping[str, HostParam], tuned: Mapping[str, HostParam], model: nnx.Module, rank: int, progress: Callable[[int], Any] = lambda done: None
+) -> Extracted:
+    """The LoRA of this rank that is nearest to the difference of two transformers, by a truncated SVD of each matrix.
+
+    progress: called with 1 after each weight, of as many as the model has in diffusers' layout.
+    """
+    layout = next(layout for layout in source.LAYOUTS if layout.model == "flux")
+    plan, tensors, left = _plan(layout, model), {}, []
+    whole, held = 0.0, 0.0
+    for key in sorted(plan.their_shapes):
+        change = plan.read_theirs(key, tuned, np.float32) - plan.read_theirs(key, base, np.float32)
+        if change.any() and plan.by_theirs[key][0].kind != "linear":
+            left.append(key)
+        elif change.any():
+            up, sizes, down = _svd(change, rank)
+            name, root = f"transformer.{key.removesuffix('.weight')}", np.sqrt(sizes)
+            tensors |= {f"{name}.lora_A.weight": root[:, None] * down, f"{name}.lora_B.weight": up * root}
+            whole, held = whole + float(np.sum(np.square(change), dtype=np.float64)), held + float(np.sum(np.square(sizes), dtype=np.float64))
+        progress(1)
+    return Extracted(tensors, held / whole if whole else 1.0, tuple(left))
+
+
+def _svd(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `rank` largest singular triplets; for large matrices by random projection (Halko et al. 2011), which is hundreds of times as fast."""
+    rank, width = min(rank, *matrix.shape), rank + 16
+    if width * 4 < min(matrix.shape):
+        basis, _ = np.linalg.qr(matrix @ np.random.default_rng(0).standard_normal((matrix.shape[1], width), np.float32))
+        for _ in range(2):
+            basis, _ = np.linalg.qr(matrix.T @ basis)
+            basis, _ = np.linalg.qr(matrix @ basis)
+        up, sizes, down = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+        up = basis @ up
+    else:
+        up, sizes, down = np.linalg.svd(matrix, full_matrices=False)
+    return up[:, :rank], sizes[:rank], down[:rank]
