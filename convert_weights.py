@@ -1,6 +1,7 @@
 """Convert checkpoints both ways, and say what they are.
 
     python convert_weights.py inspect FLUX.1-dev/transformer
+    python convert_weights.py inspect --diff before.safetensors after.safetensors
     python convert_weights.py to-jax FLUX.1-dev flux-dev-jax
     python convert_weights.py to-jax flux1-dev.safetensors flux-dev-jax/transformer
     python convert_weights.py to-torch infu-jax infu_flux_v1.0/mine
@@ -18,7 +19,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,10 +103,19 @@ class ExtractLora:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what a file or folder is: model, layout, parameters, dtypes, what is missing or unexpected. Exits with 1 if something is wrong."""
+    """Say what a file or folder is: model, layout, parameters, dtypes, what is missing or unexpected. Exits with 1 if something is wrong.
 
-    path: Annotated[Path, tyro.conf.Positional]
-    """A checkpoint file, a model folder, or a release folder."""
+    With --diff, say how two checkpoints differ, in whatever layouts they are; exits with 1 if they do.
+    """
+
+    path: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
+    """Checkpoint files, model folders, or release folders; two of them for --diff."""
+    hash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read everything, for a SHA-256 of each model's parameters, which is the same in every layout."""
+    diff: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compare two checkpoints, and list the largest differences."""
+    top: int = 20
+    """How many differences to list."""
 
 
 # Copied beside the converted models: what sampling needs and no conversion changes.
@@ -124,55 +134,58 @@ class Job:
 
 
 def to_jax(args: ToJax) -> None:
-    _check(args.src, args.out)
+    _check(args.out)
+    src = _here(args.src)
     from infu_jax import checkpoint
 
     jobs, dtypes = [], {}
-    for f in _open(args.src):
+    for f in _open(src):
         dtypes[f.layout.model] = None if args.dtype == "keep" or f.layout.model == "arcface" else args.dtype
-        jobs.append(_jax_job(f, checkpoint.open_params(f, dtypes[f.layout.model]), _place(args.src, f)))
-    _write(jobs, args.src, args.out)
+        jobs.append(_jax_job(f, checkpoint.open_params(f, dtypes[f.layout.model]), _place(src, f)))
+    _write(jobs, src, args.out)
 
 
 def to_torch(args: ToTorch) -> None:
-    _check(args.src, args.out)
+    _check(args.out)
+    src = _here(args.src)
     shard_bytes = _size(args.shard_size)
     from infu_jax import checkpoint, export
 
     jobs = []
-    for f in _open(args.src):
+    for f in _open(src):
         model, single = f.layout.model, export.is_file(f.layout.model, args.style)
         params, dtype = checkpoint.open_params(f), None if args.dtype == "keep" or model == "arcface" else _dtype(args.dtype)
-        if f.path == args.src:
+        if f.path == src:
             _check_name(args.out, model, single)
-        place = _place(args.src, f) and export.place(model, args.style, f.cfg, export.main_dtype(params, dtype))
+        place = _place(src, f) and export.place(model, args.style, f.cfg, export.main_dtype(params, dtype))
         jobs.append(_torch_job(f, params, place, export.layout_for(model, args.style), dtype, shard_bytes, single))
-    _write(jobs, args.src, args.out, companions=args.style != "comfyui")
+    _write(jobs, src, args.out, companions=args.style != "comfyui")
 
 
 def merge_lora(args: MergeLora) -> None:
-    _check(args.src, args.out)
+    _check(args.out)
+    src = _here(args.src)
     shard_bytes = _size(args.shard_size)
     from infu_jax import checkpoint, lora
 
-    found = _open(args.src)
+    found = _open(src)
     models = {f.layout.model: checkpoint.check(f) for f in found if f.layout.model in lora.MODELS}
     if "flux" not in models:
-        raise InputError(f"{args.src} holds {', '.join(f.layout.model for f in found)}; LoRAs are merged into a FLUX transformer or a FLUX folder")
-    loras = [lora.read(path, scale, models) for path, scale in map(file_and_scale, args.lora)]
+        raise InputError(f"{src} holds {', '.join(f.layout.model for f in found)}; LoRAs are merged into a FLUX transformer or a FLUX folder")
+    loras = [lora.read(_here(path, ["lora"]), scale, models) for path, scale in map(file_and_scale, args.lora)]
     for each in loras:
         print(f"{each.path}: {each.summary}, scale {each.scale:g}", file=sys.stderr)
     jobs = []
     for f in found:
         model, single = f.layout.model, f.path.is_file()
-        params, place = lora.merge_stored(checkpoint.open_params(f), lora.together(loras, model)), _place(args.src, f, keep=True)
+        params, place = lora.merge_stored(checkpoint.open_params(f), lora.together(loras, model)), _place(src, f, keep=True)
         if f.layout.name == checkpoint.CONVERTED:
             jobs.append(_jax_job(f, params, place))
         else:
             if not place:
                 _check_name(args.out, model, single)
             jobs.append(_torch_job(f, params, place, f.layout, None, shard_bytes, single))
-    _write(jobs, args.src, args.out)
+    _write(jobs, src, args.out)
 
 
 def extract_lora(args: ExtractLora) -> None:
@@ -180,13 +193,13 @@ def extract_lora(args: ExtractLora) -> None:
         raise InputError(f"rank is {args.rank}; at least 1 is needed")
     if args.out.suffix != ".safetensors":
         raise InputError(f"{args.out}: a LoRA is one file; give a name that ends in .safetensors")
-    _check(args.base, args.out)
+    _check(args.out)
     import numpy as np
 
     from infu_jax import checkpoint, lora
     from infu_jax.convert import numbers, safetensors
 
-    base, tuned = (checkpoint.open_model(path, "flux") for path in (args.base, args.tuned))
+    base, tuned = (checkpoint.open_model(_here(path), "flux") for path in (args.base, args.tuned))
     if base.cfg != tuned.cfg:
         raise InputError(f"{args.base} and {args.tuned} are transformers of different sizes: {base.cfg} and {tuned.cfg}")
     model = checkpoint.check(base)
@@ -202,31 +215,71 @@ def extract_lora(args: ExtractLora) -> None:
 
 
 def inspect(args: Inspect) -> None:
-    if not args.path.exists():
-        raise InputError(f"{args.path} does not exist")
+    if not args.path:
+        raise InputError("no PATH was given; name a checkpoint file or folder")
+    if args.diff and len(args.path) != 2:
+        raise InputError(f"--diff compares two checkpoints; {len(args.path)} are given")
+    paths = [_here(path) for path in args.path]
+    same = _diff(*paths, args.top) if args.diff else all([_describe(path, args.hash) for path in paths])
+    if not same:
+        sys.exit(1)
+
+
+def _describe(path: Path, with_hash: bool) -> bool:
     from infu_jax import inspection
 
     whole = True
-    for path in (inspection.parts(args.path) or {None: args.path}).values():
-        lines, good = inspection.describe(path)
-        print("\n  ".join([str(path), *lines]))
+    for place in (inspection.parts(path) or {None: path}).values():
+        rows, good = inspection.describe(place, with_hash=with_hash)
+        print("\n  ".join([str(place), *(f"{name + ':':<12}{value}" for name, value in rows)]))
         whole &= good
-    if absent := inspection.absent(args.path):
-        print(f"{args.path}\n  problem: sample.py also needs {', '.join(absent)}")
-        whole = False
-    if not whole:
-        sys.exit(1)
+    if absent := inspection.absent(path):
+        print(f"{path}\n  problem:    sample.py also needs {', '.join(absent)}")
+    return whole and not absent
+
+
+def _diff(a: Path, b: Path, top: int) -> bool:
+    """Print the differences; whether there are none."""
+    from infu_jax import checkpoint, inspection
+
+    left, right = ({f.layout.model: f for f in _open(path)} for path in (a, b))
+    same = True
+    for model in {**left, **right}:
+        if model not in left or model not in right:
+            print(f"{model}: only in {a if model in left else b}")
+            same = False
+            continue
+        found, count = inspection.differences(left[model], right[model])
+        kinds = [{str(p.dtype) for p in checkpoint.open_params(f[model]).values()} for f in (left, right)]
+        stored = "" if kinds[0] == kinds[1] else f"; stored as {' and '.join(sorted(kinds[0]))}, and as {' and '.join(sorted(kinds[1]))}"
+        print(f"{model}: {f'{len(found)} of {count} parameters differ, a stack's layers counted one by one' if found else 'the same numbers'}{stored}")
+        if found:
+            print(f"  {'max |a - b|':>12} {'/ max |a|':>10}  parameter")
+        for each in found[:top]:
+            print(f"  {each.largest:>12.4g} {each.relative:>10.2g}  {each.name}")
+        if len(found) > top:
+            print(f"  ... and {len(found) - top} more; --top {len(found)} lists all")
+        same &= not found
+    return same
 
 
 # Odds and ends of the commands -------------------------------------------------------------------
 
 
-def _check(src: Path, out: Path) -> None:
+def _check(out: Path) -> None:
     if out.exists():
         raise InputError(f"{out} exists already; choose another name or remove it first")
-    if not src.exists():
-        raise InputError(f"{src} does not exist")
     check_writable(out)
+
+
+def _here(path: Path, parts: Sequence[str] | None = None) -> Path:
+    """A path that exists, from one that may be a Hugging Face id."""
+    from infu_jax import hub
+
+    path = hub.local(path, [part for part in hub.FILES if part not in ("lora", "detector")] if parts is None else parts)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    return path
 
 
 def _open(src: Path) -> list:

@@ -5,6 +5,8 @@ With the released weights on disk:
     python sample.py --base FLUX.1-dev --infu InfiniteYou/infu_flux_v1.0/aes_stage2 \\
         --arcface recognition_arcface_ir_se50.pth --id-image me.jpg --prompt "A knight in silver armour, castle hall"
 
+Wherever weights are wanted, a Hugging Face id will do: black-forest-labs/FLUX.1-dev, ByteDance/InfiniteYou/infu_flux_v1.0/aes_stage2.
+
 Without --base and --infu the embedded tiny stack is used, which shows that everything works and takes seconds.
 Several prompts and seeds make every combination, and a contact sheet of them.
 """
@@ -104,11 +106,11 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from infu_jax import face, pictures
+    from infu_jax import face, hub, pictures
     from infu_jax.pipeline import InfUPipeline
     from infu_jax.sharding import make_mesh
 
-    detector = face.load_detector(args.detector, args.detector_root)
+    detector = face.load_detector(args.detector, args.detector_root and hub.local(args.detector_root, ["detector"]))
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)
     mesh = make_mesh(**dataclasses.asdict(_mesh(args, jax.device_count())))

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, latents, lora, sampler
+from infu_jax import checkpoint, face, flow, hub, latents, lora, sampler
 from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
@@ -96,7 +96,7 @@ class InfUPipeline:
         offload: bool = False,
         progress: Callable[[str], None] = lambda name: None,
     ) -> InfUPipeline:
-        """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote.
+        """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote; each path may be a Hugging Face id, see `hub`.
 
         Args:
             base: FLUX.1 folder (diffusers layout): transformer, VAE, text encoders, tokenizers, scheduler.
@@ -110,7 +110,10 @@ class InfUPipeline:
             progress: called with the name of each part before it is loaded.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
-        base, infu = Path(base), Path(infu)
+        base = hub.local(base, ["companions", "clip", "t5", *([] if transformer else ["flux"]), *([] if autoencoder else ["autoencoder"])])
+        infu = hub.local(infu, ["infusenet", "resampler", *([] if arcface else ["arcface"])])
+        transformer, autoencoder, arcface = (path and hub.local(path, ["model"]) for path in (transformer, autoencoder, arcface))
+        loras = [(hub.local(path, ["lora"]), scale) for path, scale in loras]
         places = dict(arcface=arcface or infu, resampler=infu, infusenet=infu, t5=base, clip=base, autoencoder=autoencoder or base, flux=transformer or base)
         # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name), mesh) for name, path in reversed(places.items())}
@@ -221,7 +224,7 @@ class InfUPipeline:
 
         The weights that they change wait in host memory, so nothing is loaded again. Raises ConversionError for a file that does not fit.
         """
-        changes = [lora.read(path, scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
+        changes = [lora.read(hub.local(path, ["lora"]), scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
         for name in lora.MODELS:
             model, added = self._ready(name), lora.together(changes, name)
             if not added and name not in self.former:

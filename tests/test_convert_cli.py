@@ -202,8 +202,8 @@ def inspected(*argv) -> tuple[int, list[dict[str, str]]]:
     blocks: list[dict[str, str]] = []
     for line in ran.out.splitlines():
         if line.startswith("  "):
-            name, _, value = line.strip().partition(": ")
-            blocks[-1][name] = value
+            name, _, value = line.strip().partition(":")
+            blocks[-1][name] = value.strip()
         else:
             blocks.append({"path": line})
     return ran.code, blocks

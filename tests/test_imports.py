@@ -19,7 +19,7 @@ LAYERS = (
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
-    ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.pictures", "infu_jax.cli"),
+    ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.pictures", "infu_jax.cli", "infu_jax.hub"),
     ("infu_jax.config", "infu_jax.train_config"),
     ("infu_jax.errors",),
 )
