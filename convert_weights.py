@@ -252,7 +252,7 @@ def _diff(a: Path, b: Path, top: int) -> bool:
         found, count = inspection.differences(left[model], right[model])
         kinds = [{str(p.dtype) for p in checkpoint.open_params(f[model]).values()} for f in (left, right)]
         stored = "" if kinds[0] == kinds[1] else f"; stored as {' and '.join(sorted(kinds[0]))}, and as {' and '.join(sorted(kinds[1]))}"
-        print(f"{model}: {f'{len(found)} of {count} parameters differ, a stack's layers counted one by one' if found else 'the same numbers'}{stored}")
+        print(f"{model}: {f'{len(found)} of {count} parameters (of stacks: layers) differ' if found else 'the same numbers'}{stored}")
         if found:
             print(f"  {'max |a - b|':>12} {'/ max |a|':>10}  parameter")
         for each in found[:top]:
