@@ -35,6 +35,7 @@ from infu_jax.sharding import RULES, make_mesh, param_shardings
 
 FORMAT = "infu_jax"
 CONVERTED = "infu_jax (Orbax)"  # the name of our own layout
+CHUNK_BYTES = 16 << 20  # of our stored arrays, at most, where their shape allows; larger buffers are dear to allocate
 
 
 @dataclass(frozen=True)
@@ -274,26 +275,37 @@ def _warn_not_finite(path: Path, names: list[str]) -> None:
     warnings.warn(f"{path}: {', '.join(sorted(names))}: not all numbers are finite (NaN or infinity); the model will not work", stacklevel=4)
 
 
-class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Orbax's writer of NumPy arrays, for `HostParam`s: one is read, written and let go before the next."""
+class _Streamed(ocp.type_handlers.NumpyHandler):
+    """Writes `HostParam`s as Orbax writes NumPy arrays (Zarr in OCDBT), but reads, writes and forgets one layer at a time.
 
-    def __init__(self):
-        super().__init__(deepcopy_host_arrays=False)
+    Uncompressed, which is several times as fast both ways, and in chunks of a layer, so that boxes are quick to read.
+    """
 
     async def serialize(self, values, infos, args=None):
-        for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([np.asarray(value)], [info], [arg]):
-                written.result()
+        for param, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            stacked = len(param.shape) > 2
+            chunks = [1, *param.shape[1:]] if stacked else list(param.shape)
+            while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
+                chunks[1] = -(-chunks[1] // 2)
+            spec = {
+                "driver": "zarr",
+                "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
+                "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
+                "dtype": str(param.dtype),
+                "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
+            }
+            array = await tensorstore.open(spec, create=True, context=info.ts_context)
+            whole = tuple((0, n) for n in param.shape)
+            for box in [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if stacked else [whole]:
+                await array[tuple(slice(*b) for b in box)].write(param.read(box))
         return []
 
 
 def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
-    """Uncompressed, which is several times as fast both ways, and in pieces of a layer, so that boxes are quick to read."""
-    pieces = {k: ocp.SaveArgs(chunk_byte_size=math.prod(v.shape[1:]) * v.dtype.itemsize, shard_axes=(0,)) for k, v in params.items() if len(v.shape) > 2}
-    arguments = {k: pieces.get(k, ocp.SaveArgs()) for k in params}
-    handlers = ocp.type_handlers.create_type_handler_registry((HostParam, _OneByOne()))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)) as writer:
-        writer.save(_weights(folder), args=ocp.args.PyTreeSave(dict(params), save_args=arguments))
+    handlers = ocp.type_handlers.create_type_handler_registry((HostParam, _Streamed()))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as writer:
+        writer.save(_weights(folder), args=ocp.args.PyTreeSave(dict(params)))
 
 
 def _weights(folder: Path) -> Path:

@@ -283,8 +283,20 @@ def _assemble(box: Box, dtype, pieces: Sequence[Piece], box_of, read) -> np.ndar
         if all(lo < hi for lo, hi in both):
             source = tuple(slice(lo - a[0], hi - a[0]) for (lo, hi), a in zip(both, at))
             target = tuple(slice(lo - b[0], hi - b[0]) for (lo, hi), b in zip(both, box))
-            out[target] = read(piece)[source]
+            _copy(out[target], read(piece)[source])
     return out
+
+
+def _copy(target: np.ndarray, values: np.ndarray) -> None:
+    """`target[...] = values`. Large arrays in halves of halves, so that turning a matrix round stays within the processor's cache."""
+    if values.size <= 1 << 14:
+        target[...] = values
+        return
+    axis = max(range(values.ndim), key=values.shape.__getitem__)
+    middle = values.shape[axis] // 2
+    for half in (slice(None, middle), slice(middle, None)):
+        at = (*(slice(None),) * axis, half)
+        _copy(target[at], values[at])
 
 
 def _check_tiling(name: str, shape: Shape, boxes: Sequence[Box]) -> None:

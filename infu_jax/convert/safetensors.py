@@ -8,6 +8,7 @@ Every fault of a file is a `ConversionError` of one line that names the file.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
@@ -265,8 +266,8 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
         raise ConversionError(f"{path}: the header would take {len(text)} bytes, the limit is {_MAX_JSON}; write several files")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for key in order:
-            file.write(contents(tensors[key], f"{path}: tensor {_show(key)}"))
+        for values in ahead(lambda key=key: contents(tensors[key], f"{path}: tensor {_show(key)}") for key in order):
+            write_pieces(file, values)
 
 
 def write_sharded(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], max_bytes: int, metadata: Mapping[str, str] | None = None) -> Path:
@@ -313,6 +314,25 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_pieces(file: BinaryIO, data: np.ndarray) -> None:
+    """`file.write(data)` in pieces of 1 MiB, which Linux takes several times as fast as one of a hundred."""
+    for n in range(0, data.size, 1 << 20):
+        file.write(data[n : n + (1 << 20)])
+
+
+def ahead(makers: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """What each of `makers` makes, in order; the next is made while the last is used."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for make in makers:
+            begun = thread.submit(make)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting.result()
 
 
 def contents(tensor: Tensor, where: str) -> np.ndarray:
