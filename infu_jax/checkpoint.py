@@ -295,10 +295,18 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
                 "dtype": str(param.dtype),
                 "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
             }
-            array = await tensorstore.open(spec, create=True, context=info.ts_context)
             whole = tuple((0, n) for n in param.shape)
-            for box in [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if stacked else [whole]:
-                await array[tuple(slice(*b) for b in box)].write(param.read(box))
+            boxes = [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if stacked else [whole]
+            try:
+                array = await tensorstore.open(spec, create=True, context=info.ts_context)
+                for box in boxes:
+                    values = param.read(box)
+                    await array[tuple(slice(*b) for b in box)].write(values)
+            except InputError:
+                raise
+            except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
+                reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
+                raise InputError(f"{info.name} cannot be written ({reason}); make room or choose another output folder") from e
         return []
 
 

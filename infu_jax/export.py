@@ -59,7 +59,9 @@ def main_dtype(params: Mapping[str, HostParam], dtype: Any) -> np.dtype:
     return max(sizes, key=sizes.__getitem__)
 
 
-def tensors(layout: Layout, cfg: Any, params: Mapping[str, HostParam], dtype: Any = None, wrote: Callable[[int], Any] = lambda size: None):
+def tensors(
+    layout: Layout, cfg: Any, params: Mapping[str, HostParam], dtype: Any = None, wrote: Callable[[int], Any] = lambda size: None
+) -> dict[str, safetensors.LazyTensor]:
     """The tensors of a model in a layout, by their names, each made when it is written.
 
     Args:
@@ -84,7 +86,7 @@ def tensors(layout: Layout, cfg: Any, params: Mapping[str, HostParam], dtype: An
     return {key: lazy(key) for key in sorted(plan.their_shapes)}
 
 
-def write(target: Path, layout: Layout, cfg: Any, made: Mapping[str, safetensors.LazyTensor], shard_bytes: int, single: bool) -> None:
+def write(target: Path, layout: Layout, cfg: Any, made: Mapping[str, safetensors.Tensor], shard_bytes: int, single: bool) -> None:
     """Write `tensors` to `target`: one file, or a folder with config.json and shards of at most `shard_bytes`."""
     if layout.model in PICKLED:
         key = PICKLED[layout.model]
@@ -96,7 +98,7 @@ def write(target: Path, layout: Layout, cfg: Any, made: Mapping[str, safetensors
         (target / "config.json").write_text(json.dumps(layout.to_config(cfg), indent=2) + "\n", encoding="utf-8")
 
 
-def total_bytes(made: Mapping[str, safetensors.LazyTensor]) -> int:
+def total_bytes(made: Mapping[str, safetensors.Tensor]) -> int:
     """What the tensors will take on disk."""
     return sum(math.prod(t.shape) * t.dtype.itemsize for t in made.values())
 

@@ -105,8 +105,8 @@ class Plan:
         dtypes = {theirs[p.theirs].dtype for p in self.by_ours.get(path, ())}
         return numbers.join(dtypes) if dtypes else np.dtype(default)
 
-    def read_theirs(self, key: str, ours: Mapping[str, np.ndarray], dtype) -> np.ndarray:
-        """One of their tensors, assembled from our parameters."""
+    def read_theirs(self, key: str, ours: Mapping[str, Any], dtype) -> np.ndarray:
+        """One of their tensors, assembled from our parameters: arrays, or what gives arrays for slices."""
         read = lambda p: p.to_theirs(np.asarray(ours[p.ours][_slices(p.our_box)]))  # noqa: E731
         return _assemble(_whole(self.their_shapes[key]), dtype, self.by_theirs[key], lambda p: p.their_box, read)
 
@@ -283,7 +283,7 @@ def _assemble(box: Box, dtype, pieces: Sequence[Piece], box_of, read) -> np.ndar
         if all(lo < hi for lo, hi in both):
             source = tuple(slice(lo - a[0], hi - a[0]) for (lo, hi), a in zip(both, at))
             target = tuple(slice(lo - b[0], hi - b[0]) for (lo, hi), b in zip(both, box))
-            _copy(out[target], read(piece)[source])
+            _copy(out[(*target, ...)], read(piece)[(*source, ...)])  # with the ellipsis a scalar's too is a view
     return out
 
 

@@ -37,7 +37,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: np.ndarray) -> None:
     padding = -(archive.fp.tell() + 30 + len(info.filename) + 20 + 4) % 64
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     with archive.open(info, "w", force_zip64=True) as record:
-        write_pieces(record, data)
+        write_pieces(record.write, data)
 
 
 def _encode(value: Any, tensors: list[Tensor], path: str | Path) -> bytes:
