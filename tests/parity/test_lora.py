@@ -193,9 +193,9 @@ def test_two_with_scales(release, ours, theirs, tmp_path):
     expected = their_velocity(theirs, x, ids)[0]
     assert_close(our_velocity({k: m for k, (m, _) in merged(ours, files).items()}, x, ids)[0], expected)
     mesh = make_mesh(2, 2, 2)
-    spread = {"flux": checkpoint.load_model(release.base, "flux", mesh=mesh), "clip": ours["clip"]}
+    spread = {name: checkpoint.load_model(release.base, name, mesh=mesh) for name in ("flux", "clip")}
     before = {k: v.sharding for k, v in checkpoint.params_of(spread["flux"]).items()}
-    both = {"flux": merged(spread, files, keep=False)["flux"][0], "clip": ours["clip"]}
+    both = {name: model for name, (model, _) in merged(spread, files, keep=False).items()}
     assert {k: v.sharding for k, v in checkpoint.params_of(both["flux"]).items()} == before
     with jax.set_mesh(mesh):
         assert_close(our_velocity(both, x, ids)[0], expected)
