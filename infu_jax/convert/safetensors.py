@@ -92,7 +92,7 @@ def open_sharded(path: str | Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path}: no weight_map from tensor names to shard files; this is not the index of a sharded safetensors file")
     shards = sorted(set(weight_map.values()))
     # A plain name cannot leave the folder. Links are followed: the Hugging Face cache is made of them.
-    outside = [shard for shard in shards if not re.fullmatch(r"[^/\\\0]+\.safetensors", shard)]
+    outside = [shard for shard in shards if not re.fullmatch(r"[^/\\\0\ud800-\udfff]+\.safetensors", shard) or len(shard.encode()) > 255]
     if outside:
         raise ConversionError(f"{path}: shard {_show(outside[0])} is not the plain name of a .safetensors file in the same folder")
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
