@@ -89,9 +89,9 @@ class MergeLora:
 class ExtractLora:
     """Write the difference of two transformers as a LoRA, in diffusers' names."""
 
-    base: Annotated[Path, tyro.conf.Positional]
+    base: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
     """The transformer that the LoRA will be added to."""
-    tuned: Annotated[Path, tyro.conf.Positional]
+    tuned: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
     """The transformer that the sum should be."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.safetensors")]
     """File to write."""

@@ -5,6 +5,7 @@ A converted model is a folder with `config.json` (which model, which sizes) and 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import math
@@ -36,6 +37,7 @@ from infu_jax.sharding import RULES, make_mesh, param_shardings
 FORMAT = "infu_jax"
 CONVERTED = "infu_jax (Orbax)"  # the name of our own layout
 CHUNK_BYTES = 16 << 20  # of our stored arrays, at most, where their shape allows; larger buffers are dear to allocate
+WAITING_BYTES = 128 << 20  # that are read and not yet written: waiting for each small array alone would take long
 
 
 @dataclass(frozen=True)
@@ -282,32 +284,39 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
     """
 
     async def serialize(self, values, infos, args=None):
-        for param, info in zip(values, infos, strict=True):
-            await info.await_path_creation()
-            stacked = len(param.shape) > 2
-            chunks = [1, *param.shape[1:]] if stacked else list(param.shape)
-            while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
-                chunks[1] = -(-chunks[1] // 2)
-            spec = {
-                "driver": "zarr",
-                "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
-                "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
-                "dtype": str(param.dtype),
-                "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
-            }
-            whole = tuple((0, n) for n in param.shape)
-            boxes = [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if stacked else [whole]
-            try:
-                array = await tensorstore.open(spec, create=True, context=info.ts_context)
-                for box in boxes:
-                    values = param.read(box)
-                    await array[tuple(slice(*b) for b in box)].write(values)
-            except InputError:
-                raise
-            except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
-                reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
-                raise InputError(f"{info.name} cannot be written ({reason}); make room or choose another output folder") from e
+        try:
+            arrays = await asyncio.gather(*(self._create(param, info) for param, info in zip(values, infos, strict=True)))
+            waiting, size = [], 0
+            for param, array in zip(values, arrays, strict=True):
+                whole = tuple((0, n) for n in param.shape)
+                for box in [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if len(whole) > 2 else [whole]:
+                    part = param.read(box)
+                    waiting.append(array[tuple(slice(*b) for b in box)].write(part))
+                    size += part.nbytes
+                    if size > WAITING_BYTES:
+                        await asyncio.gather(*waiting)
+                        waiting, size = [], 0
+            await asyncio.gather(*waiting)
+        except InputError:
+            raise
+        except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
+            reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
+            raise InputError(f"{infos[0].parent_dir} cannot be written ({reason}); make room or choose another output folder") from e
         return []
+
+    async def _create(self, param: HostParam, info) -> tensorstore.TensorStore:
+        await info.await_path_creation()
+        chunks = [1, *param.shape[1:]] if len(param.shape) > 2 else list(param.shape)
+        while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
+            chunks[1] = -(-chunks[1] // 2)
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
+            "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
+            "dtype": str(param.dtype),
+            "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
+        }
+        return await tensorstore.open(spec, create=True, context=info.ts_context)
 
 
 def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
