@@ -6,8 +6,10 @@ are written, so a model may be larger than the memory.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 
 from infu_jax.checkpoint import HostParam
 from infu_jax.convert import numbers, rules, safetensors, source, torch_writer
+from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 
 STYLES = ("diffusers", "bfl", "comfyui")
@@ -71,6 +74,8 @@ def tensors(
         wrote: called with the bytes of every tensor that was made.
     """
     plan = rules.plan(layout.rules(cfg), {k: p.shape for k, p in params.items()})
+    if layout.from_shapes is not None and (lost := _lost(layout, cfg, plan.their_shapes)):
+        warnings.warn(f"{layout.model} in {layout.name} layout: such files have no config.json, and readers will take {lost}", stacklevel=2)
 
     def lazy(key: str) -> safetensors.LazyTensor:
         shape, stored = plan.their_shapes[key], numbers.join(params[p.ours].dtype for p in plan.by_theirs[key])
@@ -101,6 +106,16 @@ def write(target: Path, layout: Layout, cfg: Any, made: Mapping[str, safetensors
 def total_bytes(made: Mapping[str, safetensors.Tensor]) -> int:
     """What the tensors will take on disk."""
     return sum(math.prod(t.shape) * t.dtype.itemsize for t in made.values())
+
+
+def _lost(layout: Layout, cfg: Any, shapes: Mapping[str, rules.Shape]) -> str:
+    """What a reader, who has only the shapes of the tensors, would take for something else than it is."""
+    try:
+        read = layout.from_shapes(shapes)
+    except ConversionError as e:
+        return f"it for another model ({e})"
+    fields = {f.name: (getattr(read, f.name), getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
+    return ", ".join(f"{name} to be {theirs}, not {ours}" for name, (theirs, ours) in fields.items() if theirs != ours)
 
 
 def _target(stored: np.dtype, shape: tuple[int, ...], dtype: Any) -> np.dtype:
