@@ -263,7 +263,9 @@ def _box_of_orbax(folder: Path, name: str, shape: rules.Shape, dtype: np.dtype) 
             return np.zeros([b - a for a, b in box], dtype)
         try:
             stored = tensorstore.open(spec, read=True).result()
-            values = np.asarray(stored[tuple(slice(*b) for b in box)].read().result()).astype(dtype, copy=False)
+            values = np.empty([b - a for a, b in box], stored.dtype.numpy_dtype)  # ours: NumPy asks for large pages, TensorStore does not
+            tensorstore.array(values, write=True, copy=False).write(stored[tuple(slice(*b) for b in box)].translate_to[0]).result()
+            values = values.astype(dtype, copy=False)
         except ValueError as e:  # TensorStore has no finer class for data that are missing or unreadable
             raise ConversionError(f"{_weights(folder)} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
         if not numbers.all_finite(values):
@@ -307,6 +309,8 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
     async def _create(self, param: HostParam, info) -> tensorstore.TensorStore:
         await info.await_path_creation()
         chunks = [1, *param.shape[1:]] if len(param.shape) > 2 else list(param.shape)
+        if len(chunks) > 3 and chunks[2] <= 6:
+            chunks[2] = 1  # q, k and v, or shift, scale and gate, which other layouts keep apart
         while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
             chunks[1] = -(-chunks[1] // 2)
         spec = {
