@@ -8,6 +8,7 @@ Every fault of a file is a `ConversionError` of one line that names the file.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import json
@@ -323,16 +324,15 @@ def write_pieces(write: Callable[[np.ndarray], Any], data: np.ndarray) -> None:
 
 
 def ahead(makers: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
-    """What each of `makers` makes, in order; the next is made while the last is used."""
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        waiting = None
+    """What each of `makers` makes, in order; the next two are made while one is used."""
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
         for make in makers:
-            begun = thread.submit(make)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = begun
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(threads.submit(make))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def contents(tensor: Tensor, where: str) -> np.ndarray:
