@@ -288,16 +288,15 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
     async def serialize(self, values, infos, args=None):
         try:
             arrays = await asyncio.gather(*(self._create(param, info) for param, info in zip(values, infos, strict=True)))
+            places = [(param, array, box) for param, array in zip(values, arrays, strict=True) for box in _layers(param.shape)]
             waiting, size = [], 0
-            for param, array in zip(values, arrays, strict=True):
-                whole = tuple((0, n) for n in param.shape)
-                for box in [((n, n + 1), *whole[1:]) for n in range(param.shape[0])] if len(whole) > 2 else [whole]:
-                    part = param.read(box)
-                    waiting.append(array[tuple(slice(*b) for b in box)].write(part))
-                    size += part.nbytes
-                    if size > WAITING_BYTES:
-                        await asyncio.gather(*waiting)
-                        waiting, size = [], 0
+            made = safetensors.ahead(functools.partial(param.read, box) for param, _, box in places)
+            for (_, array, box), part in zip(places, made, strict=True):
+                waiting.append(array[tuple(slice(*b) for b in box)].write(part))
+                size += part.nbytes
+                if size > WAITING_BYTES:
+                    await asyncio.gather(*waiting)
+                    waiting, size = [], 0
             await asyncio.gather(*waiting)
         except InputError:
             raise
@@ -321,6 +320,12 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
             "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
         }
         return await tensorstore.open(spec, create=True, context=info.ts_context)
+
+
+def _layers(shape: rules.Shape) -> list[rules.Box]:
+    """A parameter of three axes or more in slices of the first, which is the layer where it is large."""
+    whole = tuple((0, n) for n in shape)
+    return [((n, n + 1), *whole[1:]) for n in range(shape[0])] if len(shape) > 2 else [whole]
 
 
 def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
