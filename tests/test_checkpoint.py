@@ -168,7 +168,7 @@ def test_stacks_of_no_blocks(tmp_path):
 
 def test_nothing_half_written(tiny, tmp_path, monkeypatch):
     module = load_model(tiny[0], "clip")
-    for where, what in ((checkpoint.ocp.StandardCheckpointer, "save"), (checkpoint.configs, "to_json"), (checkpoint.Path, "rename")):
+    for where, what in ((checkpoint.ocp.Checkpointer, "save"), (checkpoint.configs, "to_json"), (checkpoint.Path, "rename")):
         with monkeypatch.context() as patch:
             patch.setattr(where, what, lambda *args, **options: (_ for _ in ()).throw(OSError("no space left on device")))
             with pytest.raises(OSError, match="no space left"):
