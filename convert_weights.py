@@ -45,14 +45,16 @@ class ToJax:
     """Folder to write."""
     dtype: Literal["keep", "bfloat16", "float32"] = "keep"
     """Of the stored parameters; keep: as in the file. ArcFace, which computes in float32, is always kept."""
+    ema: bool = True
+    """Of a training run, take the average of the weights where it keeps one."""
 
 
 @dataclass(frozen=True)
 class ToTorch:
     """Write PyTorch files, which diffusers, the original repositories and ComfyUI read, from any checkpoint.
 
-    SRC is what to-jax or training wrote, or any PyTorch checkpoint, of one model or a folder of several. OUT must not exist; it
-    appears when it is whole.
+    SRC is a training run or one of its checkpoints, what to-jax wrote, or any PyTorch checkpoint, of one model or a folder of several.
+    OUT must not exist; it appears when it is whole.
     """
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
@@ -66,6 +68,8 @@ class ToTorch:
     """Of the written tensors; keep: as they are. In float8, biases and norms are bfloat16. ArcFace is always kept."""
     shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
     """Most bytes of tensors in one file of a folder, such as 500MB or 10GB."""
+    ema: bool = True
+    """Of a training run, take the average of the weights where it keeps one."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def to_jax(args: ToJax) -> None:
     from infu_jax import checkpoint
 
     jobs, dtypes = [], {}
-    for f in _open(src):
+    for f in _open(src, args.ema):
         dtypes[f.layout.model] = None if args.dtype == "keep" or f.layout.model == "arcface" else args.dtype
         jobs.append(_jax_job(f, checkpoint.open_params(f, dtypes[f.layout.model]), _place(src, f)))
     _write(jobs, src, args.out)
@@ -152,7 +156,7 @@ def to_torch(args: ToTorch) -> None:
     from infu_jax import checkpoint, export
 
     jobs = []
-    for f in _open(src):
+    for f in _open(src, args.ema):
         model, single = f.layout.model, export.is_file(f.layout.model, args.style)
         params, dtype = checkpoint.open_params(f), None if args.dtype == "keep" or model == "arcface" else _dtype(args.dtype)
         if f.path == src:
@@ -179,7 +183,7 @@ def merge_lora(args: MergeLora) -> None:
     for f in found:
         model, single = f.layout.model, f.path.is_file()
         params, place = lora.merge_stored(checkpoint.open_params(f), lora.together(loras, model)), _place(src, f, keep=True)
-        if f.layout.name == checkpoint.CONVERTED:
+        if f.layout.name in (checkpoint.CONVERTED, checkpoint.RUN):
             jobs.append(_jax_job(f, params, place))
         else:
             if not place:
@@ -282,11 +286,11 @@ def _here(path: Path, parts: Sequence[str] | None = None) -> Path:
     return path
 
 
-def _open(src: Path) -> list:
+def _open(src: Path, ema: bool = True) -> list:
     """The models of SRC, every one of them checked before the first is read."""
     from infu_jax import checkpoint, inspection
 
-    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(src).items()] or [checkpoint.open_model(src)]
+    found = [checkpoint.open_model(path, model) for model, path in inspection.parts(src, ema=ema).items()] or [checkpoint.open_model(src)]
     for f in found:
         checkpoint.check(f)
     return found
@@ -298,7 +302,7 @@ def _place(src: Path, found, keep: bool = False) -> str:
 
     if found.path == src:
         return ""
-    return str(found.path.relative_to(src)) if keep else Path(source.PLACES[found.layout.model][0]).stem
+    return str(found.path.relative_to(src)) if keep and found.path.is_relative_to(src) else Path(source.PLACES[found.layout.model][0]).stem
 
 
 def _jax_job(found, params, place: str) -> Job:

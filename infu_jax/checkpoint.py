@@ -75,8 +75,8 @@ def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
 def open_model(path: str | os.PathLike, model: str | None = None, *, ema: bool = True) -> source.Source:
     """Open a checkpoint of any kind, PyTorch's or ours; its tensors have shapes and dtypes, but are not read.
 
-    path: the model's file or folder; with `model` given, also a release folder that has it in its usual place, a training run (its
-        newest checkpoint) or one checkpoint of a run.
+    path: the model's file or folder, which may be that in a run's checkpoint; with `model` given, also a release folder that has it in
+        its usual place, a training run (its newest checkpoint) or one checkpoint of a run.
     model: a name of `infu_jax.models.MODELS`; anything else there is an error.
     ema: of a run, take the average of the weights where it keeps one.
     """
@@ -84,15 +84,18 @@ def open_model(path: str | os.PathLike, model: str | None = None, *, ema: bool =
     if model is not None:
         _check_model(model)
         if runs.is_run(path):
-            saved = runs.find_model(path, model, ema=ema)
-            return _open_orbax(saved.weights, model, _parse_config(model, saved.config, saved.weights), RUN)
-        path = source.find(path, model)
-    if not is_converted(path):
-        return source.open_source(path, model)
-    name, cfg = _read_config(path)
+            path = runs.find_model(path, model, ema=ema).weights
+    if runs.is_model(path):
+        layout, name = RUN, path.name.removesuffix(runs.EMA)
+        cfg = _parse_config(name, runs.read_meta(path.parent)["models"][name], path)
+    else:
+        path = path if model is None else source.find(path, model)
+        if not is_converted(path):
+            return source.open_source(path, model)
+        layout, (name, cfg) = CONVERTED, _read_config(path)
     if model not in (None, name):
         raise ConversionError(f"{path} is a checkpoint of {name}; {model} is needed here")
-    return _open_orbax(path, name, cfg, CONVERTED)
+    return _open_orbax(path, name, cfg, layout)
 
 
 def _open_orbax(path: Path, name: str, cfg: Any, layout: str) -> source.Source:
@@ -214,6 +217,11 @@ def save_params(folder: str | os.PathLike, model: str, cfg, params: Mapping[str,
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a model's folder that `save_model` or a training run wrote."""
+    return is_converted(path) or runs.is_model(path)
 
 
 def is_converted(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from infu_jax import checkpoint
+from infu_jax import checkpoint, runs
 from infu_jax import config as configs
 from infu_jax.convert import source
 from infu_jax.errors import InputError
@@ -24,8 +24,13 @@ BASE, INFU = ("flux", "autoencoder", "clip", "t5"), ("infusenet", "resampler")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
-def parts(path: Path) -> dict[str, Path]:
-    """The models under `path` by name, where it is a release folder; empty where it is one model."""
+def parts(path: Path, *, ema: bool = True) -> dict[str, Path]:
+    """The models under `path` by name, where it is a release folder or a training run; empty where it is one model.
+
+    ema: of a run, the averaged weights, where it keeps them.
+    """
+    if runs.is_run(path):
+        return runs.models(path, ema=ema)
     if path.is_file() or (path / "config.json").exists():
         return {}
     found = {model: next((path / place for place in places if (path / place).exists()), None) for model, places in source.PLACES.items()}
@@ -33,8 +38,8 @@ def parts(path: Path) -> dict[str, Path]:
 
 
 def absent(path: Path) -> list[str]:
-    """What a release folder should have and has not; empty where `path` is one model."""
-    found = parts(path)
+    """What a release folder should have and has not; empty where `path` is one model or a training run."""
+    found = {} if runs.is_run(path) else parts(path)
     wanted = [model for group in (BASE, INFU) if set(group) & set(found) for model in group]
     tokenizers = [name for name in TOKENIZERS if set(BASE) & set(found) and not (path / name).is_dir()]
     return [f"{model} ({' or '.join(source.PLACES[model])})" for model in wanted if model not in found] + tokenizers
@@ -47,7 +52,7 @@ def describe(path: Path, *, with_hash: bool = False) -> tuple[list[tuple[str, st
     """
     rows: list[tuple[str, str]] = []
     try:
-        if not checkpoint.is_converted(path):
+        if not checkpoint.is_ours(path):
             rows = _numbers(source.open_tensors(path))  # said of files that are no model we know, too
         found = checkpoint.open_model(path)
         sizes = ", ".join(f"{name}={value}" for name, value in configs.to_json(found.cfg).items())
