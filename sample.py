@@ -189,7 +189,7 @@ def _defaults(argv: list[str]) -> Args:
             negative_prompt=recipe["negative_prompt"],
             keypoints=tuple(recipe["keypoints"]),
             sampling=from_json(SamplingConfig, recipe["sampling"]),
-            ema=recipe["ema"],
+            ema=recipe.get("ema", True),
             lora=tuple(recipe.get("lora", ())),  # pictures of older versions have none
             detector=recipe["detector"],
             dtype=recipe["dtype"],
