@@ -17,7 +17,6 @@ lint: setup-dev
 bench: setup-dev
 	$(BIN)/python benchmarks/sample_vs_torch.py
 	$(BIN)/python benchmarks/train_vs_torch.py
-	$(BIN)/python benchmarks/train_vs_torch.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/convert.py
 
