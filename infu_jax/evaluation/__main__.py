@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,7 +366,7 @@ def _score(args: Args, wanted: Sequence[Pair], people: Sequence[Identity], looke
     compared = {**scores.looks(looked.others), **scores.photo_columns(looked.photos, looked.of)}
     compared |= scores.face_columns(looked.others, looked.photos, looked.of, None, looked.of)
     who = tuple(names[n] for n in looked.of)
-    return mine, Scores("other photos of them", who, (0,) * len(who), compared, told)
+    return mine, Scores("other photos of them", who, tuple(-n for n in range(len(who))), compared, told)  # each with a prompt of its own
 
 
 def _notes(args: Args, mine: Scores, people: Sequence[Identity], clips, wanted: Sequence[Pair]) -> list[str]:
@@ -422,7 +421,7 @@ def _write(args: Args, mine: Scores, people: Sequence[Identity], wanted: Sequenc
         finally:
             partial.unlink(missing_ok=True)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        print(f"note: {note}", file=sys.stderr)
     print(comparing.markdown(rows + differences, known), end="")
     print(f"{args.out / 'report.html'}  {len(wanted)} pictures of {len(people)} people")
 

@@ -94,6 +94,8 @@ def measures(recognisers: Sequence[RecogniserInfo], people: int) -> list[Measure
         Measure("pick_score", "PickScore", "up", "exp(logit_scale) times the cosine of PickScore's CLIP (the paper's numbers are a hundredth of it)"),
         Measure("copy_pose", "pose copied", "zero", "concordance of yaw and roll with those of the photo: 0 unrelated, 1 the same in every picture"),
         Measure("copy_expression", "expression copied", "zero", "concordance of mouth width (over eye distance); that of faces is in it, see other photos"),
+        Measure("prompt_pose", "pose from prompt", "up", "part of the variance of yaw and roll that the prompt decides: 0 none, 1 all of it"),
+        Measure("prompt_expression", "expression from prompt", "up", "the same of mouth width"),
         Measure("copy_yaw", "yaw copied", "zero", "concordance of yaw alone"),
         Measure("copy_roll", "roll copied", "zero", "concordance of roll alone"),
         Measure("copy_pitch", "pitch copied", "zero", "concordance of pitch alone; the shape of faces is in it, see other photos"),
@@ -104,10 +106,11 @@ def statistic(scores: Scores, key: str) -> statistics.Statistic | None:
     """A measure as a function of bootstrap weights; None where the scores lack its columns."""
     kind, _, recogniser = key.partition("/")
     wanted = {"id_loss": f"similarity/{recogniser}", "faces": "face"}.get(kind, key)
-    copied = {"copy_pose": ("yaw", "roll"), "copy_expression": ("mouth",), **{f"copy_{axis}": (axis,) for axis in POSE}}
-    if kind in copied:
-        stack = lambda before: np.stack([scores.columns[before + name] for name in copied[kind]], axis=1)  # noqa: E731
-        return statistics.concordance(stack(""), stack(PHOTO))
+    source, _, what = kind.partition("_")
+    looks = {"pose": ("yaw", "roll"), "expression": ("mouth",), **{axis: (axis,) for axis in POSE}}
+    if source in ("copy", "prompt") and what in looks:
+        stack = lambda before: np.stack([scores.columns[before + name] for name in looks[what]], axis=1)  # noqa: E731
+        return statistics.concordance(stack(""), stack(PHOTO)) if source == "copy" else statistics.shared(stack(""), scores.prompts)
     if wanted not in scores.columns:
         return None
     values = scores.columns[wanted]

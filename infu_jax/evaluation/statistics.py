@@ -64,6 +64,34 @@ def concordance(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Sta
     return statistic
 
 
+def shared(values: Float[np.ndarray, "n k"], group: Sequence[int]) -> Statistic:
+    """Which part of the variance of `values`, over all k columns together, their group decides: the intraclass correlation.
+
+    Mean product, over pairs of different rows of one group, of their distances from the mean, over the variance: 1 if rows of one group are
+    equal, 0 if they are no more alike than others (it can be a little negative). Rows with a NaN are left out. NaN where no group has two
+    rows or nothing varies.
+    """
+    there = np.isfinite(values).all(axis=1)
+    values = values[there]
+    values = values - (values.mean(axis=0) if len(values) else 0.0)
+    groups, place = np.unique(np.asarray(group)[there], return_inverse=True)
+    member = np.eye(len(groups))[place]  # (n, groups)
+
+    def statistic(weights: Weights) -> Float[np.ndarray, " r"]:
+        w = weights[:, there]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            centre = w @ values / w.sum(axis=1, keepdims=True)
+            products = variance = 0.0
+            for n in range(values.shape[1]):
+                away = w * (values[:, n] - centre[:, n : n + 1])
+                products = products + ((away @ member) ** 2).sum(1) - (away**2).sum(1)  # a row, however often drawn, is no pair with itself
+                variance = variance + (away * (values[:, n] - centre[:, n : n + 1])).sum(1) / w.sum(1)
+            pairs = ((w @ member) ** 2).sum(1) - (w**2).sum(1)
+            return np.where((pairs > 0) & (variance > 1e-9), products / pairs / variance, np.nan)
+
+    return statistic
+
+
 def resamples(who: Sequence[str], prompt: Sequence[int], count: int, seed: int) -> Weights:
     """Bootstrap weights of pictures: in each resample as many people and as many prompts are drawn with replacement, and a picture counts
     as often as its person times as often as its prompt (Owen's pigeonhole bootstrap, 2007).

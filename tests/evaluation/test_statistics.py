@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infu_jax.evaluation.statistics import concordance, cosine, difference, interval, mean, rank_1, resamples
+from infu_jax.evaluation.statistics import concordance, cosine, difference, interval, mean, rank_1, resamples, shared
 
 ONE = lambda n: np.ones((1, n))  # noqa: E731
 NAN = float("nan")
@@ -43,6 +43,24 @@ def test_concordance():
     # A weight of two is a row twice.
     a, b = column(1, 2, 4), column(2, 1, 5)
     assert concordance(a, b)(np.array([[2.0, 0, 1]]))[0] == pytest.approx(value(a[[0, 0, 2]], b[[0, 0, 2]]))
+
+
+def test_shared():
+    column = lambda *x: np.array(x, float)[:, None]  # noqa: E731
+    value = lambda a, g: shared(a, g)(ONE(len(a)))[0]  # noqa: E731
+    groups = [1, 1, 2, 2]
+    assert value(column(3, 3, 7, 7), groups) == pytest.approx(1)
+    assert value(column(1, -1, 1, -1), groups) == pytest.approx(-1)  # two pairs, each of product -1, variance 1
+    assert value(column(0, 2, 4, 6), groups) == pytest.approx((3 * 1 + 1 * 3) / 2 / 5)  # away -3 -1 1 3
+    assert np.isnan(value(column(1, 2, 3, 4), [1, 2, 3, 4])) and np.isnan(value(column(5, 5, 5, 5), groups))
+    draw = np.random.default_rng(0).standard_normal
+    effect, noise = np.repeat(draw((200, 1)), 10, axis=0), draw((2000, 1))
+    assert value(effect + noise, [n // 10 for n in range(2000)]) == pytest.approx(0.5, abs=0.06)
+    assert value(noise, [n // 10 for n in range(2000)]) == pytest.approx(0, abs=0.02)
+    # Drawing a row twice makes no pair of it with itself, and adds its pairs with others.
+    a = column(0, 2, 4, 6, np.nan)
+    assert shared(a, [1, 1, 2, 2, 2])(np.array([[1.0, 1, 1, 1, 1]]))[0] == pytest.approx(value(a[:4], groups))
+    assert np.isnan(shared(a, [1, 1, 2, 2, 2])(np.array([[2.0, 0, 2, 0, 1]]))[0])
 
 
 def test_resamples():
