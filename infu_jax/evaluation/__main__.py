@@ -12,11 +12,10 @@ Without models, the embedded tiny stack is used, whose pictures are noise. Pictu
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,14 +29,10 @@ from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from infu_jax import face
     from infu_jax.evaluation.identities import Identity
-    from infu_jax.evaluation.measuring import Measured, Recogniser
     from infu_jax.evaluation.pairs import Pair
     from infu_jax.evaluation.scores import Scores
-    from infu_jax.models.arcface import ArcFace
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 RESULTS = ("scores.json", "table.md", "report.html")
@@ -147,23 +142,29 @@ def main() -> None:
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
     from infu_jax import checkpoint, face
-    from infu_jax.evaluation.clip import CLIP
+    from infu_jax.evaluation import judging
+    from infu_jax.evaluation.clip import CLIP, clip_score, pick_score
 
     detector = face.load_detector(args.detector, args.detector_root)
     models = {name: checkpoint.load_model(path, "arcface", dtype="float32") for name, path in recognisers.items()}
-    shapes = {name: (args.clip, args.pickscore)[n] for n, name in enumerate(("clip", "pickscore"))}
     tokenizer = args.clip_tokenizer or (args.base / "tokenizer" if (args.base / "tokenizer").is_dir() else None)
-    clips = {name: CLIP.load(path, tokenizer=tokenizer) for name, path in shapes.items() if path is not None}
+    given = {"clip": (args.clip, clip_score), "pickscore": (args.pickscore, pick_score)}
+    clips = {name: (CLIP.load(path, tokenizer=tokenizer), make) for name, (path, make) in given.items() if path is not None}
     _check_photos(people, detector)
     if args.pictures is None:
-        _paint(args, wanted, folder, detector, _fingerprint(models["arcface"]))
-    measured = _look(args, wanted, people, folder, detector, _judges(models, pairs.find(folder, wanted[0])), clips)
-    mine, reference = _score(args, wanted, people, measured, clips)
-    notes = [*notes, *_notes(args, mine, people, clips, wanted)]
+        _paint(args, wanted, folder, detector, judging.fingerprint(models["arcface"]))
+    with tqdm(total=len(wanted), desc="scores", disable=None) as bar:
+        mine, reference = judging.judge(
+            wanted, people, folder, detector=detector, recognisers=judging.recognisers_of(models, pairs.find(folder, wanted[0])),
+            scorers=[make(clip, args.score_batch) for clip, make in clips.values()], name=args.name, settings=_settings(args),
+            batch=args.score_batch, done=bar.update,
+        )  # fmt: skip
+    notes += _notes(args, mine, people, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
 
-    rows = [comparing.summary(s, bootstrap) for s in (mine, *earlier)] + ([comparing.summary(reference, bootstrap)] if reference else [])
+    table = [mine, *earlier, *([reference] if reference else [])]
+    rows = [comparing.summary(each, bootstrap) for each in table]
     differences = [comparing.difference(mine, other, bootstrap) for other in earlier]
-    _write(args, mine, people, wanted, folder, rows, differences, notes)
+    _write(args, mine, people, wanted, folder, comparing.known(table), rows, differences, notes)
 
 
 # Options ------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def _paint(args: Args, wanted: Sequence[Pair], folder: Path, detector: face.Dete
     import jax.numpy as jnp
 
     from infu_jax import runs
-    from infu_jax.evaluation import making
+    from infu_jax.evaluation import judging, making
     from infu_jax.pipeline import InfUPipeline
 
     # A run's newest checkpoint in the place of the run, so that pictures of two checkpoints are not mixed.
@@ -248,7 +249,7 @@ def _paint(args: Args, wanted: Sequence[Pair], folder: Path, detector: face.Dete
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     recipe = {
         **{name: _path_text(path) for name, path in places.items()},
-        "recogniser": fingerprint,
+        judging.FINGERPRINT: fingerprint,
         "ema": args.ema,
         "detector": args.detector,
         "dtype": str(jnp.dtype(dtype)),
@@ -273,116 +274,30 @@ def _path_text(path: Path | None) -> str | None:
     return _EMBEDDED + path.relative_to(ASSETS).as_posix() if path.is_relative_to(ASSETS) else str(path.absolute())
 
 
-def _fingerprint(model: ArcFace) -> str:
-    """Which recogniser this is, wherever its file lies and whatever its layout."""
-    import numpy as np
-
-    from infu_jax.checkpoint import params_of
-
-    digest = hashlib.sha256()
-    for name, value in sorted(params_of(model).items()):
-        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+# Telling ------------------------------------------------------------------------------------------
 
 
-# Looking ------------------------------------------------------------------------------------------
-
-
-def _judges(models: dict[str, ArcFace], example: Path | None) -> list[Recogniser]:
-    """The recognisers, with what a picture's metadata tell of the one that conditioned it."""
-    from infu_jax import pictures
-    from infu_jax.evaluation.measuring import Recogniser
-
-    try:
-        stored = pictures.read_recipe(example).get("recogniser")
-    except InputError:  # not a picture of ours: nothing is told, and that is said
-        stored = None
-    return [Recogniser(name, model, None if stored is None else _fingerprint(model) == stored) for name, model in models.items()]
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What was seen in photos (one a person), in others (more photos of persons `of`) and in pictures; embeddings of prompts by CLIP's name."""
-
-    photos: Measured
-    others: Measured | None
-    of: np.ndarray
-    pictures: Measured
-    texts: dict[str, np.ndarray]
-    scales: dict[str, float]
-    recognisers: tuple[Recogniser, ...]
-
-
-def _look(args: Args, wanted: Sequence[Pair], people: Sequence[Identity], folder: Path, detector, recognisers, clips) -> Looked:
-    import numpy as np
-
-    from infu_jax import face
-    from infu_jax.evaluation import pairs
-    from infu_jax.evaluation.measuring import measure
-
-    def images(paths: Sequence[Path]) -> Iterator[np.ndarray]:
-        yield from (face.read_image(path) for path in paths)
-
-    others = [(n, path) for n, who in enumerate(people) for path in who.others]
-    files = [pairs.find(folder, pair) for pair in wanted]
-    photos = measure(images([who.photo for who in people]), detector, recognisers, {}, batch=args.score_batch)
-    more = measure(images([path for _, path in others]), detector, recognisers, {}, batch=args.score_batch) if others else None
-    with tqdm(total=len(files), desc="scores", disable=None) as bar:
-        seen = measure(images(files), detector, recognisers, clips, batch=args.score_batch, done=bar.update)
-    texts = list(dict.fromkeys(pair.prompt.text for pair in wanted))
-    at = np.array([texts.index(pair.prompt.text) for pair in wanted])
-    return Looked(
-        photos, more, np.array([n for n, _ in others], np.int64), seen,
-        {name: clip.embed_texts(texts, args.score_batch)[at].astype(np.float64) for name, clip in clips.items()},
-        {name: clip.scale for name, clip in clips.items()}, tuple(recognisers),
-    )  # fmt: skip
-
-
-def _score(args: Args, wanted: Sequence[Pair], people: Sequence[Identity], looked: Looked, clips) -> tuple[Scores, Scores | None]:
-    """Scores of the pictures, and those of the other photos of the same people: how like and unlike pictures of one person are."""
-    import numpy as np
-
-    from infu_jax.evaluation import scores, statistics
-    from infu_jax.evaluation.scores import RecogniserInfo, Scores
-
-    names = [who.name for who in people]
-    at = np.array([names.index(pair.identity.name) for pair in wanted])
-    seen = looked.pictures
-    columns = {**scores.looks(seen), **scores.photo_columns(looked.photos, at)}
-    columns |= scores.face_columns(seen, looked.photos, at, looked.others, looked.of)
-    for name, column, scale in (("clip", "clip_score", 1.0), ("pickscore", "pick_score", looked.scales.get("pickscore"))):
-        if name in clips:
-            columns[column] = scale * statistics.cosine(seen.clips[name], looked.texts[name])
-    told = tuple(RecogniserInfo(r.name, r.conditioned) for r in looked.recognisers)
-    settings = {
+def _settings(args: Args) -> dict[str, Any]:
+    """What the scores were made with, as far as a reader of them must know."""
+    return {
         "seed": args.seed, "resamples": args.resamples, "confidence": args.confidence, "detector": args.detector,
         "clip": None if args.clip is None else args.clip.name, "pickscore": None if args.pickscore is None else args.pickscore.name,
         "made_here": args.pictures is None, "sampling": dataclasses.asdict(args.sampling) if args.pictures is None else None,
     }  # fmt: skip
-    texts = {pair.prompt.number: pair.prompt.text for pair in wanted}
-    mine = Scores(args.name, tuple(p.identity.name for p in wanted), tuple(p.prompt.number for p in wanted), columns, told, settings, texts)
-    if looked.others is None:
-        return mine, None
-    compared = {**scores.looks(looked.others), **scores.photo_columns(looked.photos, looked.of)}
-    compared |= scores.face_columns(looked.others, looked.photos, looked.of, None, looked.of)
-    who = tuple(names[n] for n in looked.of)
-    return mine, Scores("other photos of them", who, tuple(-n for n in range(len(who))), compared, told)  # each with a prompt of its own
 
 
-def _notes(args: Args, mine: Scores, people: Sequence[Identity], clips, wanted: Sequence[Pair]) -> list[str]:
-    """What a reader of the numbers must know."""
+def _notes(args: Args, mine: Scores, people: Sequence[Identity], too_long: dict[str, int]) -> list[str]:
+    """What a reader of the numbers must know. too_long: by each CLIP that was used, how many prompts it reads only in part."""
     notes = [f"Recognisers: {'; '.join(r.text for r in mine.recognisers)}."]
     if all(r.conditioned is not False for r in mine.recognisers):
         notes.append("No recogniser is known to be independent of the pictures; a second one (--recogniser) judges more fairly.")
     if args.embedded and any(r.name == "arcface" for r in mine.recognisers):
         notes.append("The recogniser arcface is the embedded one with random weights: its similarities mean nothing.")
-    if "clip" not in clips:
+    if "clip" not in too_long:
         notes.append("There is no CLIPScore: no --clip was given.")
-    if "pickscore" not in clips:
+    if "pickscore" not in too_long:
         notes.append("There is no PickScore: no --pickscore was given.")
-    for name, clip in clips.items():
-        if cut := clip.too_long(list(dict.fromkeys(pair.prompt.text for pair in wanted))):
-            notes.append(f"{cut} prompts are longer than {name} reads ({clip.model.cfg.text_max_positions} tokens); the rest of them does not count.")
+    notes += [f"{count} prompts are longer than {name} reads; the rest of them does not count." for name, count in too_long.items() if count]
     if len(people) < 2:
         notes.append("There is one person: rank-1 is always right, nothing can be said of copying, and intervals are over prompts only.")
     elif not any(who.others for who in people):
@@ -390,14 +305,10 @@ def _notes(args: Args, mine: Scores, people: Sequence[Identity], clips, wanted: 
     return notes
 
 
-# Writing ------------------------------------------------------------------------------------------
-
-
-def _write(args: Args, mine: Scores, people: Sequence[Identity], wanted: Sequence[Pair], folder: Path, rows, differences, notes: list[str]) -> None:
+def _write(args: Args, mine: Scores, people: Sequence[Identity], wanted: Sequence[Pair], folder: Path, known, rows, differences, notes: list[str]) -> None:
     from infu_jax import face
     from infu_jax.evaluation import comparing, pairs, report, scores
 
-    known = scores.measures(mine.recognisers, len(people))
     table = comparing.markdown(rows, known)
     if differences:
         table += "\nDifferences on shared people and prompts:\n\n" + comparing.markdown(differences, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 
 from infu_jax import checkpoint
 from infu_jax.errors import InputError
+from infu_jax.evaluation.measuring import Measure
+from infu_jax.evaluation.statistics import cosine
 from infu_jax.models.clip_model import CLIPModel
 from infu_jax.sharding import batch_sharding, make_mesh
 from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer
@@ -139,13 +142,37 @@ class CLIP:
         return np.concatenate(out)
 
 
-def _embed_texts_program(model: CLIPModel, ids, *, dtype):
+@partial(jax.jit, static_argnames="dtype")
+def _embed_texts(model: CLIPModel, ids, *, dtype):
     return model.embed_text(ids, dtype=dtype)
 
 
-def _embed_images_program(model: CLIPModel, pixels, *, dtype):
+@partial(jax.jit, static_argnames="dtype")
+def _embed_images(model: CLIPModel, pixels, *, dtype):
     return model.embed_images(pixels, dtype=dtype)
 
 
-_embed_texts = jax.jit(_embed_texts_program, static_argnames="dtype")
-_embed_images = jax.jit(_embed_images_program, static_argnames="dtype")
+class CosineScore:
+    """Scorer of pictures and prompts: `factor` times the cosine of CLIP's embeddings of both."""
+
+    def __init__(self, clip: CLIP, measure: Measure, factor: float = 1.0, batch: int = 16):
+        self.clip, self.measure, self.factor, self.batch = clip, measure, factor, batch
+        self._texts: dict[str, np.ndarray] = {}
+
+    def __call__(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[np.ndarray, " n"]:
+        if new := [text for text in dict.fromkeys(prompts) if text not in self._texts]:
+            self._texts.update(zip(new, self.clip.embed_texts(new, self.batch).astype(np.float64)))
+        seen = self.clip.embed_images(images, self.batch).astype(np.float64)
+        return self.factor * cosine(seen, np.stack([self._texts[text] for text in prompts]))
+
+
+def clip_score(clip: CLIP, batch: int = 16) -> CosineScore:
+    """CLIPScore, as the paper gives it."""
+    about = "cosine of CLIP's embeddings of prompt and picture, as in the paper (torchmetrics gives 100 times it)"
+    return CosineScore(clip, Measure("clip_score", "CLIPScore", "up", about), batch=batch)
+
+
+def pick_score(clip: CLIP, batch: int = 16) -> CosineScore:
+    """PickScore (Kirstain et al. 2023); `clip`: its CLIP-H."""
+    about = "exp(logit_scale) times the cosine of PickScore's CLIP (the paper's numbers are a hundredth of it)"
+    return CosineScore(clip, Measure("pick_score", "PickScore", "up", about), clip.scale, batch)

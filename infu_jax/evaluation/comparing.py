@@ -10,7 +10,8 @@ import numpy as np
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation import statistics
-from infu_jax.evaluation.scores import Measure, Scores, measures, statistic
+from infu_jax.evaluation.measuring import Measure
+from infu_jax.evaluation.scores import Scores, measures, statistic
 
 MARK = {"up": "↑", "down": "↓", "zero": "~0"}
 
@@ -59,7 +60,7 @@ def summary(scores: Scores, bootstrap: Bootstrap) -> Row:
     """All measures that the scores have columns for."""
     weights = statistics.resamples(scores.who, scores.prompts, bootstrap.resamples, bootstrap.seed)
     values = {}
-    for measure in measures(scores.recognisers, len(set(scores.who))):
+    for measure in measures(scores):
         if (found := statistic(scores, measure.key)) is not None:
             values[measure.key] = Value(*statistics.interval(found, weights, bootstrap.confidence))
     return Row(scores.name, len(scores), values)
@@ -77,22 +78,31 @@ def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
     a, b = (s.rows([place[key] for key in shared]) for s, place in zip((scores, other), places))
     weights = statistics.resamples(a.who, a.prompts, bootstrap.resamples, bootstrap.seed)
     values = {}
-    for measure in measures(scores.recognisers, len(set(scores.who))):
+    for measure in measures(scores):
         pair = statistic(a, measure.key), statistic(b, measure.key)
         if all(s is not None for s in pair):
             values[measure.key] = Value(*statistics.interval(statistics.difference(*pair), weights, bootstrap.confidence))
     return Row(f"{scores.name} - {other.name}", len(shared), values)
 
 
-def shown(rows: Sequence[Row], known: Sequence[Measure]) -> list[Measure]:
+def known(everything: Sequence[Scores]) -> list[Measure]:
+    """The measures of all scores; of those with the same key, the first."""
+    found: dict[str, Measure] = {}
+    for scores in everything:
+        for measure in measures(scores):
+            found.setdefault(measure.key, measure)
+    return list(found.values())
+
+
+def shown(rows: Sequence[Row], choice: Sequence[Measure]) -> list[Measure]:
     """The measures that at least one row has."""
-    return [m for m in known if any(m.key in row.values and np.isfinite(row.values[m.key].value) for row in rows)]
+    return [m for m in choice if any(m.key in row.values and np.isfinite(row.values[m.key].value) for row in rows)]
 
 
-def markdown(rows: Sequence[Row], known: Sequence[Measure]) -> str:
+def markdown(rows: Sequence[Row], choice: Sequence[Measure]) -> str:
     """A table with a column a model; arrows say what is better, `~0` that 0 is."""
     lines = [["", *(_cell(row.name) for row in rows)], ["---"] * (len(rows) + 1), ["pictures", *(str(row.pictures) for row in rows)]]
-    for measure in shown(rows, known):
+    for measure in shown(rows, choice):
         values = (str(row.values[measure.key]) if measure.key in row.values else "-" for row in rows)
         lines.append([f"{_cell(measure.label)} {MARK[measure.better]}", *values])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -14,7 +14,8 @@ from PIL import Image
 
 from infu_jax import pictures
 from infu_jax.evaluation.comparing import MARK, Row, Value, shown
-from infu_jax.evaluation.scores import Measure, Scores
+from infu_jax.evaluation.measuring import Measure
+from infu_jax.evaluation.scores import Scores
 
 CELL = 160
 WORST = 12
@@ -130,7 +131,7 @@ def _said(scores: Scores, n: int) -> str:
     for r in scores.recognisers:
         x = scores.columns[f"similarity/{r.name}"][n]
         told.append(f"{r.name} {x:.2f}" if math.isfinite(x) else "no face")
-    told += [f"{label} {scores.columns[name][n]:.3f}" for name, label in (("clip_score", "CLIP"), ("pick_score", "Pick")) if name in scores.columns]
+    told += [f"{fit.label} {scores.columns[fit.key][n]:.3f}" for fit in scores.fits]
     return ", ".join(dict.fromkeys(told))
 
 

@@ -17,22 +17,12 @@ import numpy as np
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation import statistics
-from infu_jax.evaluation.measuring import Measured
+from infu_jax.evaluation.measuring import Measure, Measured
 from infu_jax.evaluation.pose import head_pose, mouth_width
 
 FORMAT = "infu_jax evaluation 1"
 PHOTO = "photo_"  # columns of the photo that a picture's person was shown in
 POSE = ("yaw", "pitch", "roll")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number about a model. better: "up" or "down" is the better direction, "zero" means that 0 is best."""
-
-    key: str
-    label: str
-    better: str
-    about: str
 
 
 @dataclass(frozen=True)
@@ -52,9 +42,9 @@ class RecogniserInfo:
 class Scores:
     """One row a picture. NaN stands for what could not be measured, such as the similarity of a picture without a face.
 
-    columns: face (0 or 1), similarity/R, rank_1/R, copy_gap/R for each recogniser R, clip_score, pick_score, yaw, pitch, roll, mouth, and the
-        last four with `photo_` before them, for the photo.
-    prompts: number of each picture's prompt.
+    columns: face (0 or 1), similarity/R, rank_1/R, copy_gap/R for each recogniser R, yaw, pitch, roll, mouth, the last four with `photo_`
+        before them, for the photo, and one by the key of each of `fits`, the measures of how well pictures fit their prompts.
+    prompts: number of each picture's prompt; texts: the prompts by number.
     """
 
     name: str
@@ -62,6 +52,7 @@ class Scores:
     prompts: tuple[int, ...]
     columns: Mapping[str, np.ndarray]
     recognisers: tuple[RecogniserInfo, ...]
+    fits: tuple[Measure, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     texts: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
@@ -75,10 +66,10 @@ class Scores:
         return dataclasses.replace(self, who=tuple(self.who[n] for n in keep), prompts=tuple(self.prompts[n] for n in keep), columns=columns)
 
 
-def measures(recognisers: Sequence[RecogniserInfo], people: int) -> list[Measure]:
+def measures(scores: Scores) -> list[Measure]:
     """All measures in the order of the table; a table leaves out those whose columns it lacks."""
-    out = []
-    for r in recognisers:
+    out, people = [], len(set(scores.who))
+    for r in scores.recognisers:
         out += [
             Measure(f"id_loss/{r.name}", f"ID Loss, {r.name}", "down", f"1 - cosine to the photo, over pictures with a face; {r.text}"),
             Measure(f"rank_1/{r.name}", f"rank-1, {r.name}", "up", f"pictures most like the right one of {people} photos; without a face, a miss; {r.text}"),
@@ -90,8 +81,7 @@ def measures(recognisers: Sequence[RecogniserInfo], people: int) -> list[Measure
     return [
         *out,
         Measure("faces", "faces found", "up", "pictures in which the detector finds a face"),
-        Measure("clip_score", "CLIPScore", "up", "cosine of CLIP's embeddings of prompt and picture, as in the paper (torchmetrics gives 100 times it)"),
-        Measure("pick_score", "PickScore", "up", "exp(logit_scale) times the cosine of PickScore's CLIP (the paper's numbers are a hundredth of it)"),
+        *scores.fits,
         Measure("copy_pose", "pose copied", "zero", "concordance of yaw and roll with those of the photo: 0 unrelated, 1 the same in every picture"),
         Measure("copy_expression", "expression copied", "zero", "concordance of mouth width (over eye distance); that of faces is in it, see other photos"),
         Measure("prompt_pose", "pose from prompt", "up", "part of the variance of yaw and roll that the prompt decides: 0 none, 1 all of it"),
@@ -168,6 +158,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "name": scores.name,
         "settings": dict(scores.settings),
         "recognisers": [dataclasses.asdict(r) for r in scores.recognisers],
+        "fits": [dataclasses.asdict(m) for m in scores.fits],
         "prompts": {str(number): text for number, text in scores.texts.items()},
         "pictures": rows,
     }
@@ -190,7 +181,8 @@ def read(path: Path) -> Scores:
             tuple(str(row["identity"]) for row in rows),
             tuple(int(row["prompt"]) for row in rows),
             columns,
-            tuple(RecogniserInfo(r["name"], r["conditioned"]) for r in stored["recognisers"]),
+            tuple(RecogniserInfo(**r) for r in stored["recognisers"]),
+            tuple(Measure(**m) for m in stored["fits"]),
             stored["settings"],
             {int(number): str(text) for number, text in stored["prompts"].items()},
         )

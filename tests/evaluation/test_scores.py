@@ -8,14 +8,15 @@ import pytest
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation import scores as table
-from infu_jax.evaluation.comparing import Bootstrap, difference, markdown, shown, summary
-from infu_jax.evaluation.measuring import Measured
+from infu_jax.evaluation.comparing import Bootstrap, difference, known, markdown, shown, summary
+from infu_jax.evaluation.measuring import Measure, Measured
 from infu_jax.evaluation.pose import MODEL
 from infu_jax.evaluation.report import Page, html_page
 from infu_jax.evaluation.scores import RecogniserInfo, Scores
 
 NAN = float("nan")
 R = (RecogniserInfo("arcface", True), RecogniserInfo("second", None))
+FIT = Measure("clip_score", "CLIPScore", "up", "how well")
 QUICK = Bootstrap(resamples=200)
 
 
@@ -35,7 +36,9 @@ def scores(name="mine", shift=0.0, **changes):
     }
     columns = {k: np.array(v, float) for k, v in columns.items()}
     columns["clip_score"] = columns["clip_score"] + shift
-    fields = dict(who=("a", "a", "a", "b", "b", "b"), prompts=(1, 2, 3, 1, 2, 3), columns=columns, recognisers=R, texts={1: "one", 2: "two", 3: "<three>"})
+    fields = dict(
+        who=("a", "a", "a", "b", "b", "b"), prompts=(1, 2, 3, 1, 2, 3), columns=columns, recognisers=R, fits=(FIT,), texts={1: "one", 2: "two", 3: "<three>"}
+    )
     return Scores(name, **{**fields, **changes})
 
 
@@ -94,10 +97,8 @@ def test_files(tmp_path):
     stored = table.to_json(scores())
     path.write_text(json.dumps(stored))
     again = table.read(path)
-    assert (again.name, again.who, again.prompts, again.recognisers, again.texts) == (
-        "mine",
-        *(getattr(scores(), k) for k in ("who", "prompts", "recognisers", "texts")),
-    )
+    for field in ("name", "who", "prompts", "recognisers", "fits", "texts"):
+        assert getattr(again, field) == getattr(scores(), field)
     assert set(again.columns) == set(scores().columns)
     for name, values in scores().columns.items():
         np.testing.assert_allclose(again.columns[name], values, atol=1e-6)
@@ -115,15 +116,17 @@ def test_files(tmp_path):
 
 
 def test_markdown():
-    known = table.measures(R, 2)
+    measures = known([scores(), scores(recognisers=(RecogniserInfo("third", False),))])
+    assert [m.key for m in measures if "third" in m.key] == ["id_loss/third", "rank_1/third", "copy_gap/third"]  # of the second, after those of the first
+    assert len({m.key for m in measures}) == len(measures) == len(known([scores()])) + 3
     rows = [summary(scores("a|b"), QUICK), summary(scores("c", columns={k: v for k, v in scores().columns.items() if k != "clip_score"}), QUICK)]
-    lines = markdown(rows, known).splitlines()
+    lines = markdown(rows, measures).splitlines()
     assert lines[:3] == ["|  | a\\|b | c |", "| --- | --- | --- |", "| pictures | 6 | 6 |"]
     [clip] = [line for line in lines if line.startswith("| CLIPScore ↑")]
     assert re.fullmatch(r"\| CLIPScore ↑ \| 0\.325 \[0\.3\d\d, 0\.3\d\d\] \| - \|", clip)
     assert any(line.startswith("| ID Loss, arcface ↓ | 0.400") for line in lines) and any("pose copied ~0" in line for line in lines)
-    assert "PickScore" not in markdown(rows, known)
-    assert [m.key for m in shown(rows, known)][:2] == ["id_loss/arcface", "rank_1/arcface"]
+    assert "PickScore" not in markdown(rows, measures)
+    assert [m.key for m in shown(rows, measures)][:2] == ["id_loss/arcface", "rank_1/arcface"]
 
 
 def test_page():
@@ -136,7 +139,7 @@ def test_page():
 
     other = scores("<other>", shift=-0.1)
     rows = [summary(s, QUICK) for s in (scores(), other)]
-    page = Page(rows, [difference(scores(), other, QUICK)], table.measures(R, 2), scores(), {"a": "woman", "b": "man"}, ["A <note>."], 0.95)
+    page = Page(rows, [difference(scores(), other, QUICK)], known([scores()]), scores(), {"a": "woman", "b": "man"}, ["A <note>."], 0.95)
     html = html_page(page, lambda who: np.zeros((32, 32, 3), np.uint8), picture, columns=2)
     assert "&lt;other&gt;" in html and "A &lt;note&gt;." in html and "<note>" not in html and "<other>" not in html
     assert html.count("data:image/jpeg;base64,") == 2 + 4 + 2 * 5 + 2 * 1  # photos and two prompts each, worst pairs, pairs without a face
