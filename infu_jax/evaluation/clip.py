@@ -97,7 +97,7 @@ class CLIP:
     def load(cls, folder: Path, *, tokenizer: Path | None = None, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> CLIP:
         """From a folder of transformers' CLIPModel, or our converted one.
 
-        tokenizer: where the folder has none (PickScore's), this one; all CLIPs of OpenAI's and LAION's have the same, FLUX.1's tokenizer/ too.
+        tokenizer: where the folder has none, this one, which must have the same ids.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
         shapes = checkpoint.check(checkpoint.open_model(folder, "clip_model"), mesh)
