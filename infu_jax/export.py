@@ -23,7 +23,14 @@ from infu_jax.convert.layout import Layout
 
 STYLES = ("diffusers", "bfl", "comfyui")
 # Folders of diffusers and transformers: the first part of their weights' name.
-STEMS = {"flux": "diffusion_pytorch_model", "infusenet": "diffusion_pytorch_model", "autoencoder": "diffusion_pytorch_model", "t5": "model", "clip": "model"}
+STEMS = {
+    "flux": "diffusion_pytorch_model",
+    "infusenet": "diffusion_pytorch_model",
+    "autoencoder": "diffusion_pytorch_model",
+    "t5": "model",
+    "clip": "model",
+    "clip_model": "model",
+}
 # The release pickles these two; the first as a dictionary under this key.
 PICKLED = {"resampler": "image_proj", "arcface": None}
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8e4m3fn", "float8_e5m2": "fp8e5m2"}
