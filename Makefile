@@ -16,6 +16,9 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python benchmarks/sample_vs_torch.py
+	$(BIN)/python benchmarks/train_vs_torch.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/convert.py
 
 setup: $(VENV)/.setup
 setup-dev: $(VENV)/.setup-dev

@@ -5,6 +5,8 @@ With the released weights on disk:
     python sample.py --base FLUX.1-dev --infu InfiniteYou/infu_flux_v1.0/aes_stage2 \\
         --arcface recognition_arcface_ir_se50.pth --id-image me.jpg --prompt "A knight in silver armour, castle hall"
 
+Wherever weights are wanted, a Hugging Face id will do: black-forest-labs/FLUX.1-dev, ByteDance/InfiniteYou/infu_flux_v1.0/aes_stage2.
+
 Without --base and --infu the embedded tiny stack is used, which shows that everything works and takes seconds.
 Several prompts and seeds make every combination, and a contact sheet of them.
 """
@@ -27,7 +29,7 @@ import tyro
 from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, memory_advice, run
+from infu_jax.cli import check_writable, file_and_scale, memory_advice, run
 from infu_jax.config import MeshConfig, SamplingConfig, from_json
 from infu_jax.errors import InputError
 
@@ -71,6 +73,8 @@ class Args:
     """Another VAE than --base has, e.g. ae.safetensors."""
     ema: bool = True
     """Of a training run, take the average of the weights where it keeps one."""
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:SCALE] ...")] = ()
+    """LoRA files for FLUX (kohya, XLabs, diffusers, PEFT, ComfyUI), each with a scale, 1 if not given."""
     detector: Literal["yunet", "antelopev2"] = "yunet"
     """Face detector. yunet comes with the installation; antelopev2 is the release's and needs --detector-root."""
     detector_root: OptionalPath = None
@@ -105,22 +109,23 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from infu_jax import face, pictures
+    from infu_jax import face, hub, pictures
     from infu_jax.pipeline import InfUPipeline
     from infu_jax.sharding import make_mesh
 
-    detector = face.load_detector(args.detector, args.detector_root)
+    detector = face.load_detector(args.detector, args.detector_root and hub.local(args.detector_root, ["detector"]))
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)
     mesh = make_mesh(**dataclasses.asdict(_mesh(args, jax.device_count())))
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
+    loras = [file_and_scale(text) for text in args.lora]
     recipe = _recipe(args, str(jnp.dtype(dtype)))
 
     began = time.perf_counter()
     with memory_advice(ADVICE), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
             args.base, args.infu, arcface=args.arcface, transformer=args.transformer, autoencoder=args.autoencoder, detector=detector,
-            mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
+            loras=loras, mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
         id_embedding = pipeline.embed_face(photo)
     if args.embedded:
@@ -183,7 +188,8 @@ def _defaults(argv: list[str]) -> Args:
             negative_prompt=recipe["negative_prompt"],
             keypoints=tuple(recipe["keypoints"]),
             sampling=from_json(SamplingConfig, recipe["sampling"]),
-            ema=recipe["ema"],
+            ema=recipe.get("ema", True),
+            lora=tuple(recipe.get("lora", ())),  # pictures of older versions have none
             detector=recipe["detector"],
             dtype=recipe["dtype"],
         )
@@ -193,6 +199,10 @@ def _defaults(argv: list[str]) -> Args:
         file, digest = getattr(stored, name), recipe.get(f"{name}_sha256")
         if _flag(name) not in given and file is not None and file.is_file() and _sha256(file) != digest:
             raise InputError(f"{file} is not the file that {path} was made from; give the right one with {_flag(name)} (or this one, if you mean it)")
+    for text, digest in zip(stored.lora, recipe.get("lora_sha256", ())):
+        file = file_and_scale(text)[0]
+        if "--lora" not in given and file.is_file() and digest is not None and _sha256(file) != digest:
+            raise InputError(f"{file} is not the file that {path} was made with; give the right one with --lora (or this one, if you mean it)")
     # Options that replace others, rather than add to them.
     replaced = {"prompts_file": "prompt", "keypoints": "control_image", "control_image": "keypoints"}
     return dataclasses.replace(stored, **{old: getattr(Args(), old) for new, old in replaced.items() if _flag(new) in given})
@@ -308,6 +318,8 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "synthetic": True,
         "software": f"infu_jax {infu_jax.__version__}, jax {jax.__version__}, {jax.default_backend()}",
         **{name: _path_text(getattr(args, name)) for name in _PATHS},
+        "lora": args.lora,
+        "lora_sha256": [_sha256(path) if path.is_file() else None for path, _ in map(file_and_scale, args.lora)],
         "id_image_sha256": _sha256(args.id_image),
         "control_image_sha256": None if args.control_image is None else _sha256(args.control_image),
         "negative_prompt": args.negative_prompt,

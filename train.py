@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import sys
 import time
@@ -104,16 +105,20 @@ def main() -> None:
         jax.set_mesh(mesh), checkpoints, loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
         tqdm(total=cfg.steps, initial=start, desc=cfg.out.name, unit="step", disable=None if leads else True) as bar,
     ):  # fmt: skip
-        batches = loader.iterate(start)
+        batches, compiled = loader.iterate(start), set()
         for step in range(start + 1, cfg.steps + 1):
             began = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - began
+            bucket = loader.bucket_of(step - 1)
+            if bucket not in compiled:
+                bar.set_postfix_str(f"compiling for pictures of {bucket[1]}x{bucket[0]}")
+                compiled.add(bucket)
             with profiled(cfg, start, step) as finish:
                 state, metrics = step_program(state, frozen, place_batch(mesh, batch, cfg.batch_size), None)
                 finish(metrics.loss)
             waiting.append((step, metrics, batch["record"]))
-            pace.step(waited, step_flops(cfg, base, trained, loader.bucket_of(step - 1)))
+            pace.step(waited, step_flops(cfg, base, trained, bucket))
             bar.update()
 
             asked = stop.at(step)
@@ -158,8 +163,6 @@ def check_batch(cfg: TrainConfig, parts: int) -> None:
 
 def check_same_run(cfg: TrainConfig, data: Mapping[str, Any], sizes: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raise where a checkpoint belongs to other settings, data or models than this run's."""
-    import json
-
     flat = lambda models: {f"{model}.{name}": value for model, values in models.items() for name, value in values.items()}  # noqa: E731
     if other := _differences(flat(meta["models"]), flat(sizes)):
         raise InputError(f"{cfg.out} has checkpoints of models of other sizes: {'; '.join(other)}; choose another --out")

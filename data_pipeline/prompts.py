@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.manifest import MAX_CAPTION
 from infu_jax.errors import InputError
 
-GENDERS = {"woman": "woman", "female": "woman", "f": "woman", "man": "man", "male": "man", "m": "man"}
+GENDERS = {"woman": "woman", "women": "woman", "female": "woman", "f": "woman", "man": "man", "men": "man", "male": "man", "m": "man"}
 
 
 @dataclass(frozen=True)

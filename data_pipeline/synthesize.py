@@ -42,7 +42,7 @@ import infu_jax
 from data_pipeline.filters import Filters
 from data_pipeline.gates import Gates
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, memory_advice, run
+from infu_jax.cli import check_writable, file_and_scale, memory_advice, run
 from infu_jax.config import MeshConfig, SamplingConfig, to_json
 from infu_jax.errors import InputError
 from infu_jax.train_config import DistributedConfig
@@ -92,6 +92,8 @@ class Args:
     """Another transformer than --base has, e.g. flux1-schnell.safetensors, or a run that trained the base model."""
     autoencoder: OptionalPath = None
     """Another VAE than --base has, e.g. ae.safetensors."""
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:SCALE] ...")] = ()
+    """LoRA files of the transformer and the text encoders, with their strengths (1 by default): the paper takes aesthetic and enhancing ones."""
     ema: bool = True
     """Of a training run, take the average of the weights where it keeps one."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
@@ -298,6 +300,8 @@ def open_models(args: Args) -> Models:
     infu, transformer = (path and (runs.newest(path) if runs.is_run(path) and not runs.is_checkpoint(path) else path) for path in (infu, transformer))
     places = {name: getattr(args, name) or own.get(name) for name in ("base", "arcface", "autoencoder")}
     transformer, base = transformer or own.get("transformer"), places["base"] or TINY / "FLUX.1-tiny"
+    loras = [file_and_scale(text) for text in args.lora]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "elsewhere" for path, _ in loras]
     mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.local_devices())
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     if base.is_relative_to(TINY):
@@ -306,7 +310,7 @@ def open_models(args: Args) -> Models:
         pipeline = InfUPipeline.load(
             base, infu, arcface=places["arcface"], transformer=transformer, autoencoder=places["autoencoder"],
             detector=face.load_detector(args.detector, args.detector_root), mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload,
-            progress=lambda name: (bar.set_postfix_str(name), bar.update()),
+            loras=loras, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
         judge = checkpoint.load_model(args.judge, "arcface", mesh=mesh, dtype=jnp.float32) if args.judge else None
     embed = jax.jit(lambda arcface, crops: arcface(crops))
@@ -333,6 +337,7 @@ def open_models(args: Args) -> Models:
     stated = {
         "infu": "/".join(infu.absolute().parts[-2:]),
         "weights": weights | ({"judge": features.model_fingerprint(judge)} if judge is not None else {}),
+        "loras": [f"{path.name}, scale {scale:g}, sha256 {digest}" for (path, scale), digest in zip(loras, digests)],
         "sampling": to_json(args.sampling),
         "negative_prompt": args.negative_prompt,
         "computed": f"{jnp.dtype(dtype).name}, {jax.default_backend()}, batches of {batch}, mesh {dict(mesh.shape)}",

@@ -6,11 +6,15 @@ are read from its checkpoints in the same way.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,13 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16 and float8)
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from infu_jax import config as configs
 from infu_jax import run_state, runs
-from infu_jax.convert import rules, source
+from infu_jax.convert import numbers, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
@@ -33,6 +38,26 @@ from infu_jax.sharding import RULES, make_mesh, param_shardings
 
 FORMAT = "infu_jax"
 CONVERTED, RUN = "infu_jax (Orbax)", "infu_jax training run (Orbax)"  # the names of our own layouts
+CHUNK_BYTES = 16 << 20  # of our stored arrays, at most, where their shape allows; larger buffers are dear to allocate
+WAITING_BYTES = 128 << 20  # that are read and not yet written: waiting for each small array alone would take long
+
+
+@dataclass(frozen=True)
+class HostParam:
+    """One of our parameters in storage: `param[slices]` reads a box of it into host memory, and nothing else.
+
+    read: the contents of a box, in this dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[rules.Box], np.ndarray]
+
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        return self.read(tuple(s.indices(n)[:2] for s, n in zip(index, self.shape)))  # an ellipsis at the end has no size to go with
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.read(tuple((0, n) for n in self.shape)), dtype)
 
 
 @functools.cache
@@ -50,8 +75,8 @@ def param_shapes(module: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
 def open_model(path: str | os.PathLike, model: str | None = None, *, ema: bool = True) -> source.Source:
     """Open a checkpoint of any kind, PyTorch's or ours; its tensors have shapes and dtypes, but are not read.
 
-    path: the model's file or folder; with `model` given, also a release folder that has it in its usual place, a training run (its
-        newest checkpoint) or one checkpoint of a run.
+    path: the model's file or folder, which may be that in a run's checkpoint; with `model` given, also a release folder that has it in
+        its usual place, a training run (its newest checkpoint) or one checkpoint of a run.
     model: a name of `infu_jax.models.MODELS`; anything else there is an error.
     ema: of a run, take the average of the weights where it keeps one.
     """
@@ -59,15 +84,18 @@ def open_model(path: str | os.PathLike, model: str | None = None, *, ema: bool =
     if model is not None:
         _check_model(model)
         if runs.is_run(path):
-            saved = runs.find_model(path, model, ema=ema)
-            return _open_orbax(saved.weights, model, _parse_config(model, saved.config, saved.weights), RUN)
-        path = source.find(path, model)
-    if not is_converted(path):
-        return source.open_source(path, model)
-    name, cfg = _read_config(path)
+            path = runs.find_model(path, model, ema=ema).weights
+    if runs.is_model(path):
+        layout, name = RUN, path.name.removesuffix(runs.EMA)
+        cfg = _parse_config(name, runs.read_meta(path.parent)["models"][name], path)
+    else:
+        path = path if model is None else source.find(path, model)
+        if not is_converted(path):
+            return source.open_source(path, model)
+        layout, (name, cfg) = CONVERTED, _read_config(path)
     if model not in (None, name):
         raise ConversionError(f"{path} is a checkpoint of {name}; {model} is needed here")
-    return _open_orbax(path, name, cfg, CONVERTED)
+    return _open_orbax(path, name, cfg, layout)
 
 
 def _open_orbax(path: Path, name: str, cfg: Any, layout: str) -> source.Source:
@@ -138,11 +166,43 @@ def with_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
     return jax.tree_util.tree_map_with_path(lambda path, _: params[_name(path)], module)
 
 
+def open_params(found: source.Source, dtype: Any = None) -> dict[str, HostParam]:
+    """The parameters of an opened checkpoint, each read when it is asked for and only as far as it is: for work that needs no device.
+
+    dtype: of the floating-point parameters; by default as stored.
+    """
+    module = check(found)
+    plan = _plan(found, module)
+    kept = {k: _dtype(plan, found, k, v.dtype, dtype) for k, v in param_shapes(module).items()}
+    if found.layout.name in (CONVERTED, RUN):
+        weights = _weights(found.path, found.layout.name)
+        return {k: HostParam(plan.our_shapes[k], kept[k], _box_of_orbax(weights, k, plan.our_shapes[k], kept[k])) for k in kept}
+
+    def reader(name: str) -> Callable[[rules.Box], np.ndarray]:
+        def read(box: rules.Box) -> np.ndarray:
+            values = plan.read_ours(name, box, found.tensors, kept[name])
+            parts = {p.theirs for p in plan.by_ours.get(name, ())}
+            if not numbers.all_finite(values):
+                _warn_not_finite(found.path, [key for key in parts if not numbers.all_finite(found.tensors[key])])
+            safetensors.release(found.tensors[key] for key in parts)
+            return values
+
+        return read
+
+    return {k: HostParam(plan.our_shapes[k], kept[k], reader(k)) for k in kept}
+
+
 def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> None:
     """Write our own folder. It appears under its name only when it is whole; an existing one is an error. For one process."""
     _check_model(model)
     if type(module) is not MODELS[model][1]:
         raise TypeError(f"{type(module).__name__} cannot be saved as {model}, which is a {MODELS[model][1].__name__}")
+    read = lambda array: lambda box: np.asarray(array)[tuple(slice(*b) for b in box)]  # noqa: E731
+    save_params(folder, model, module.cfg, {k: HostParam(v.shape, np.dtype(v.dtype), read(v)) for k, v in params_of(module).items()})
+
+
+def save_params(folder: str | os.PathLike, model: str, cfg, params: Mapping[str, HostParam]) -> None:
+    """As `save_model`, from parameters that are read one after the other while they are written: no more than one is in memory."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another name or remove it first")
@@ -150,15 +210,18 @@ def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> Non
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        weights = params_of(module)
-        with ocp.StandardCheckpointer() as writer:
-            # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
-            writer.save(partial / "weights", {k: v for k, v in weights.items() if v.size})
-        values = {"format": FORMAT, "model": model, "config": configs.to_json(module.cfg)}
+        # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
+        _write_orbax(partial, {k: v for k, v in params.items() if math.prod(v.shape)})
+        values = {"format": FORMAT, "model": model, "config": configs.to_json(cfg)}
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a model's folder that `save_model` or a training run wrote."""
+    return is_converted(path) or runs.is_model(path)
 
 
 def is_converted(path: Path) -> bool:
@@ -226,6 +289,87 @@ def _read_orbax(weights: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> d
     return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
 
 
+def _box_of_orbax(weights: Path, name: str, shape: rules.Shape, dtype: np.dtype) -> Callable[[rules.Box], np.ndarray]:
+    """Reads boxes of one array. Orbax itself restores whole arrays only; what it writes are Zarr arrays in an OCDBT store."""
+    driver = "zarr3" if json.loads((weights / "_METADATA").read_text()).get("use_zarr3") else "zarr"
+    spec = {"driver": driver, "kvstore": {"driver": "ocdbt", "base": f"file://{weights}", "path": f"{name}/"}}
+
+    def read(box: rules.Box) -> np.ndarray:
+        if 0 in shape:
+            return np.zeros([b - a for a, b in box], dtype)
+        try:
+            stored = tensorstore.open(spec, read=True).result()
+            values = np.empty([b - a for a, b in box], stored.dtype.numpy_dtype)  # ours: NumPy asks for large pages, TensorStore does not
+            tensorstore.array(values, write=True, copy=False).write(stored[tuple(slice(*b) for b in box)].translate_to[0]).result()
+            values = values.astype(dtype, copy=False)
+        except ValueError as e:  # TensorStore has no finer class for data that are missing or unreadable
+            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+        if not numbers.all_finite(values):
+            _warn_not_finite(weights, [name])
+        return values
+
+    return read
+
+
+def _warn_not_finite(path: Path, names: list[str]) -> None:
+    warnings.warn(f"{path}: {', '.join(sorted(names))}: not all numbers are finite (NaN or infinity); the model will not work", stacklevel=4)
+
+
+class _Streamed(ocp.type_handlers.NumpyHandler):
+    """Writes `HostParam`s as Orbax writes NumPy arrays (Zarr in OCDBT), but reads, writes and forgets one layer at a time.
+
+    Uncompressed, which is several times as fast both ways, and in chunks of a layer, so that boxes are quick to read.
+    """
+
+    async def serialize(self, values, infos, args=None):
+        try:
+            arrays = await asyncio.gather(*(self._create(param, info) for param, info in zip(values, infos, strict=True)))
+            places = [(param, array, box) for param, array in zip(values, arrays, strict=True) for box in _layers(param.shape)]
+            waiting, size = [], 0
+            made = safetensors.ahead(functools.partial(param.read, box) for param, _, box in places)
+            for (_, array, box), part in zip(places, made, strict=True):
+                waiting.append(array[tuple(slice(*b) for b in box)].write(part))
+                size += part.nbytes
+                if size > WAITING_BYTES:
+                    await asyncio.gather(*waiting)
+                    waiting, size = [], 0
+            await asyncio.gather(*waiting)
+        except InputError:
+            raise
+        except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
+            reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
+            raise InputError(f"{infos[0].parent_dir} cannot be written ({reason}); make room or choose another output folder") from e
+        return []
+
+    async def _create(self, param: HostParam, info) -> tensorstore.TensorStore:
+        await info.await_path_creation()
+        chunks = [1, *param.shape[1:]] if len(param.shape) > 2 else list(param.shape)
+        if len(chunks) > 3 and chunks[2] <= 6:
+            chunks[2] = 1  # q, k and v, or shift, scale and gate, which other layouts keep apart
+        while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
+            chunks[1] = -(-chunks[1] // 2)
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
+            "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
+            "dtype": str(param.dtype),
+            "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
+        }
+        return await tensorstore.open(spec, create=True, context=info.ts_context)
+
+
+def _layers(shape: rules.Shape) -> list[rules.Box]:
+    """A parameter of three axes or more in slices of the first, which is the layer where it is large."""
+    whole = tuple((0, n) for n in shape)
+    return [((n, n + 1), *whole[1:]) for n in range(shape[0])] if len(shape) > 2 else [whole]
+
+
+def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
+    handlers = ocp.type_handlers.create_type_handler_registry((HostParam, _Streamed()))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as writer:
+        writer.save(_weights(folder, CONVERTED), args=ocp.args.PyTreeSave(dict(params)))
+
+
 def _weights(folder: Path, layout: str) -> Path:
     return (folder / "weights" if layout == CONVERTED else folder).absolute()
 
@@ -239,7 +383,9 @@ def _dtype(plan: rules.Plan, found: source.Source, name: str, model_dtype, wante
     """Integers stay what the model says; floating-point parameters become `wanted`, or stay as stored."""
     if not jnp.issubdtype(model_dtype, jnp.floating):
         return np.dtype(model_dtype)
-    return plan.stored_dtype(name, found.tensors, model_dtype) if wanted is None else np.dtype(wanted)
+    if wanted is None:  # JAX has no float64, unless it is told to
+        return np.dtype(jax.dtypes.canonicalize_dtype(plan.stored_dtype(name, found.tensors, model_dtype)))
+    return np.dtype(wanted)
 
 
 def _name(path: tuple) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -35,6 +36,34 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def file_and_scale(text: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:SCALE`, as LoRAs are given."""
+    name, colon, scale = text.rpartition(":")
+    try:
+        value = float(scale) if colon else 1.0
+    except ValueError:
+        return Path(text), 1.0  # a colon in a name
+    if not math.isfinite(value):
+        raise InputError(f"the scale of {name} is {scale}; a finite number is needed")
+    return Path(name if colon else text), value
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A temporary name beside `out`, for a file or folder that takes that name when the block ends well and is removed when it does not.
+
+    A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
+    """
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if out.exists():
+            raise InputError(f"{out} has appeared meanwhile; choose another name")
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, needed: int = 0) -> None:

@@ -118,6 +118,45 @@ class CLIPTextConfig:
 
 
 @dataclass(frozen=True)
+class CLIPModelConfig:
+    """Both towers of CLIP, with their projections (defaults are ViT-L/14; ViT-H/14, which PickScore is made of, has exact GELUs)."""
+
+    text_vocab_size: int = 49_408
+    text_hidden_size: int = 768
+    text_intermediate_size: int = 3072
+    text_num_layers: int = 12
+    text_num_heads: int = 12
+    text_max_positions: int = 77
+    text_eos_token_id: int = 49_407
+    text_quick_gelu: bool = True  # False: exact GELU
+    text_layer_norm_eps: float = 1e-5
+    vision_hidden_size: int = 1024
+    vision_intermediate_size: int = 4096
+    vision_num_layers: int = 24
+    vision_num_heads: int = 16
+    vision_channels: int = 3
+    vision_image_size: int = 224
+    vision_patch_size: int = 14
+    vision_quick_gelu: bool = True
+    vision_layer_norm_eps: float = 1e-5
+    projection_dim: int = 768
+
+    @property
+    def text(self) -> CLIPTextConfig:
+        """The text tower alone."""
+        return CLIPTextConfig(
+            vocab_size=self.text_vocab_size,
+            hidden_size=self.text_hidden_size,
+            intermediate_size=self.text_intermediate_size,
+            num_layers=self.text_num_layers,
+            num_heads=self.text_num_heads,
+            max_positions=self.text_max_positions,
+            eos_token_id=self.text_eos_token_id,
+            layer_norm_eps=self.text_layer_norm_eps,
+        )
+
+
+@dataclass(frozen=True)
 class ArcFaceConfig:
     """ArcFace IR-SE (facexlib's `Backbone`; defaults are IR-SE50, the release's face identity encoder)."""
 

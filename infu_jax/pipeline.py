@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, latents, sampler
+from infu_jax import checkpoint, face, flow, hub, latents, lora, sampler
 from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
@@ -78,6 +78,7 @@ class InfUPipeline:
     mesh: Mesh
     dtype: Any
     offload: bool = False
+    former: dict[str, dict[str, jax.Array]] = field(default_factory=dict, repr=False)  # what `set_loras` has changed, as it was before
 
     @classmethod
     def load(
@@ -88,6 +89,7 @@ class InfUPipeline:
         arcface: str | os.PathLike | None = None,
         transformer: str | os.PathLike | None = None,
         autoencoder: str | os.PathLike | None = None,
+        loras: Sequence[tuple[str | os.PathLike, float]] = (),
         detector: face.Detector | None = None,
         mesh: Mesh | None = None,
         dtype: Any = jnp.float32,
@@ -95,13 +97,14 @@ class InfUPipeline:
         offload: bool = False,
         progress: Callable[[str], None] = lambda name: None,
     ) -> InfUPipeline:
-        """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote.
+        """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote; each path may be a Hugging Face id, see `hub`.
 
         Args:
             base: FLUX.1 folder (diffusers layout): transformer, VAE, text encoders, tokenizers, scheduler.
             infu: InfiniteYou folder with `InfuseNetModel/` and `image_proj_model.bin`, or a training run or one of its checkpoints.
             arcface: `recognition_arcface_ir_se50.pth`; by default looked for inside `infu`.
             transformer, autoencoder: other files for these two, e.g. BFL's single files.
+            loras: LoRA files and their scales, merged for good into the transformer and the text encoders; see `set_loras` for others.
             detector: finds faces; YuNet by default, see `infu_jax.face.load_detector`.
             mesh: devices to spread over, by default one.
             ema: of a training run, take the average of the weights where it keeps one.
@@ -109,18 +112,23 @@ class InfUPipeline:
             progress: called with the name of each part before it is loaded.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
-        base, infu = Path(base), Path(infu)
+        base = hub.local(base, ["companions", "clip", "t5", *([] if transformer else ["flux"]), *([] if autoencoder else ["autoencoder"])])
+        infu = hub.local(infu, ["infusenet", "resampler", *([] if arcface else ["arcface"])])
+        transformer, autoencoder, arcface = (path and hub.local(path, ["model"]) for path in (transformer, autoencoder, arcface))
+        loras = [(hub.local(path, ["lora"]), scale) for path, scale in loras]
         places = dict(arcface=arcface or infu, resampler=infu, infusenet=infu, t5=base, clip=base, autoencoder=autoencoder or base, flux=transformer or base)
         # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name, ema=ema), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
+        changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
         schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
         models = {}
         for name, path in places.items():
             progress(name)
             models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema)
+            models[name], _ = lora.merge(models[name], lora.together(changes, name))
             if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
                 models[name] = _move(models[name], "pinned_host")
         return cls(
@@ -200,6 +208,19 @@ class InfUPipeline:
                 )  # fmt: skip
         images = np.round(np.clip(decoded * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
         return Pictures(images, prompts, seeds, id_embedding, record)
+
+    def set_loras(self, loras: Sequence[tuple[str | os.PathLike, float]]) -> None:
+        """Paint with these LoRA files and scales from now on, in the place of those given here before; with none, as loaded.
+
+        The weights that they change wait in host memory, so nothing is loaded again. Raises ConversionError for a file that does not fit.
+        """
+        changes = [lora.read(hub.local(path, ["lora"]), scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
+        for name in lora.MODELS:
+            model, added = self._ready(name), lora.together(changes, name)
+            if not added and name not in self.former:
+                continue
+            model, self.former[name] = lora.merge(lora.restore(model, self.former.pop(name, {})), added, keep=True)
+            setattr(self, name, _move(model, "pinned_host") if self.offload and name in PARKED else model)
 
     @property
     def autoencoder_downscale(self) -> int:

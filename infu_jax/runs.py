@@ -48,6 +48,17 @@ def find_model(path: Path, model: str, *, ema: bool = True) -> Saved:
     return Saved((step / name).absolute(), model, meta["models"][model])
 
 
+def models(path: Path, *, ema: bool = True) -> dict[str, Path]:
+    """The models of a run's newest checkpoint, or of the checkpoint `path`, by name: folders that `is_model`."""
+    step = path if is_checkpoint(path) else newest(path)
+    return {model: find_model(step, model, ema=ema).weights for model in read_meta(step)["models"]}
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is one model's folder in a checkpoint of a run."""
+    return is_checkpoint(path.parent) and path.name.removesuffix(EMA) in read_meta(path.parent)["models"]
+
+
 def newest(run: Path) -> Path:
     """The newest finished checkpoint of a run."""
     steps = sorted((int(p.name), p) for p in (run / CHECKPOINTS).glob("*") if p.name.isdigit())

@@ -125,6 +125,14 @@ RULES: Mapping[str, Rules] = {
         (r"(token|position)_embedding\.table", P(None, "fsdp")),
         (r".*(bias|scale)", P()),
     ),
+    "clip_model": (
+        (r"(text|vision)\.blocks\.(qkv|mlp_in)\.kernel", P(None, "fsdp")),
+        (r"(text|vision)\.blocks\.attn_out\.kernel", P(None, None, None, "fsdp")),
+        (r"(text|vision)\.blocks\.mlp_out\.kernel", P(None, None, "fsdp")),
+        (r"text\.token_embedding\.table", P(None, "fsdp")),
+        (r"(text|vision)_projection\.kernel", P("fsdp")),
+        (r".*position_embedding\.table|vision\.(patches\.kernel|class_embedding)|logit_scale|.*(bias|scale)", P()),
+    ),
     "resampler": (
         (r"blocks\.(attn\.q|attn\.kv|mlp_in)\.kernel", P(None, "fsdp")),
         (r"blocks\.attn\.proj\.kernel", P(None, None, None, "fsdp")),

@@ -19,10 +19,9 @@ from infu_jax.config import FluxConfig, InfuseNetConfig
 from infu_jax.convert import rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.errors import InputError
-from infu_jax.models import MODELS
 from infu_jax.sharding import RULES, make_mesh, param_shardings
 
-WHERE = {model: 1 if model in ("infusenet", "resampler", "arcface") else 0 for model in MODELS}  # which of the two folders
+WHERE = {model: 1 if model in ("infusenet", "resampler", "arcface") else 0 for model in source.PLACES}  # which of the two folders
 
 
 def params(module):
@@ -131,7 +130,7 @@ def test_what_is_let_go_is_freed(tiny):
 # Our own folders ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", source.PLACES)
 def test_round_trip(tiny, tmp_path, model):
     module = load_model(tiny[WHERE[model]], model)
     save_model(tmp_path / "new" / model, model, module)
@@ -168,7 +167,7 @@ def test_stacks_of_no_blocks(tmp_path):
 
 def test_nothing_half_written(tiny, tmp_path, monkeypatch):
     module = load_model(tiny[0], "clip")
-    for where, what in ((checkpoint.ocp.StandardCheckpointer, "save"), (checkpoint.configs, "to_json"), (checkpoint.Path, "rename")):
+    for where, what in ((checkpoint.ocp.Checkpointer, "save"), (checkpoint.configs, "to_json"), (checkpoint.Path, "rename")):
         with monkeypatch.context() as patch:
             patch.setattr(where, what, lambda *args, **options: (_ for _ in ()).throw(OSError("no space left on device")))
             with pytest.raises(OSError, match="no space left"):

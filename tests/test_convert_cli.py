@@ -20,7 +20,7 @@ import sample
 from infu_jax import checkpoint, config, pictures
 from infu_jax.assets import make_tiny
 from infu_jax.convert import flux as flux_table
-from infu_jax.convert import rules, safetensors
+from infu_jax.convert import rules, safetensors, torch_writer
 from tests.test_sample_cli import (
     FLUX,
     INFU,
@@ -161,7 +161,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(checkpoint, "save_model", lambda *_: pytest.fail("something was converted before the mistake was found"))
+    monkeypatch.setattr(checkpoint, "save_params", lambda *_: pytest.fail("something was converted before the mistake was found"))
     make, message = BAD[case]
     argv = make(tmp_path)
     before = listing(tmp_path)
@@ -178,15 +178,15 @@ def test_disk_without_enough_room(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device", "weights"), KeyboardInterrupt()])
 def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, error):
-    save, saved = checkpoint.save_model, []
+    save, saved = checkpoint.save_params, []
 
-    def fail(folder, model, module):
+    def fail(folder, model, cfg, params):
         if len(saved) == 2:
             raise error
-        save(folder, model, module)
+        save(folder, model, cfg, params)
         saved.append(model)
 
-    monkeypatch.setattr(checkpoint, "save_model", fail)
+    monkeypatch.setattr(checkpoint, "save_params", fail)
     ran = command(convert_weights, "to-jax", INFU, tmp_path / "out")
     assert (ran.code, ran.err.splitlines()[-1]) in [(1, "error: weights: No space left on device"), (130, "interrupted")]
     assert len(saved) == 2 and ran.out == "" and listing(tmp_path) == {}
@@ -202,8 +202,8 @@ def inspected(*argv) -> tuple[int, list[dict[str, str]]]:
     blocks: list[dict[str, str]] = []
     for line in ran.out.splitlines():
         if line.startswith("  "):
-            name, _, value = line.strip().partition(": ")
-            blocks[-1][name] = value
+            name, _, value = line.strip().partition(":")
+            blocks[-1][name] = value.strip()
         else:
             blocks.append({"path": line})
     return ran.code, blocks
@@ -222,6 +222,9 @@ def test_inspect_release_folders():
         assert block["complete"].startswith("every key is there") and "problem" not in block
     assert [b["layout"] for b in [*blocks, *more]] == ["diffusers", "diffusers", "transformers", "transformers", "diffusers", "infiniteyou", "facexlib"]
     assert blocks[0]["tensors"] == "260 (260 bfloat16)" and more[2]["tensors"] == "97 (83 float32, 14 int64)"
+    assert [b.get("blocks") for b in [*blocks, *more]] == ["4 double, 8 single", None, None, None, "1 double, 2 single", None, None]
+    assert blocks[0]["guidance"] == more[0]["guidance"] == "embedded" and "guidance" not in blocks[1]
+    assert blocks[0]["full size"].startswith("no, released is another: vec_in_dim 32 (768), context_in_dim 32 (4096), hidden_size 64 (3072)")
     assert "hidden_size=64" in blocks[0]["sizes"] and "depth=4" in blocks[0]["sizes"] and "axes_dim=[4, 14, 14]" in blocks[0]["sizes"]
 
 
@@ -243,6 +246,62 @@ def test_inspect_single_files_and_shards(bfl, tmp_path):
     for path in (tmp_path, index):
         code, [block] = inspected(path)
         assert code == 0 and block["model"] == "flux" and block["tensors"] == "260 (260 bfloat16)" and "complete" in block
+
+
+@pytest.mark.parametrize(("guidance", "name", "count"), [(True, "FLUX.1-dev", 11_901_408_320), (False, "FLUX.1-schnell", 11_891_178_560)])
+def test_inspect_full_size(tmp_path, guidance, name, count):
+    """From the header alone: of a file of 24 GB that has no data on the disk."""
+    cfg = config.FluxConfig(guidance_embed=guidance)
+    layout = next(layout for layout in flux_table.LAYOUTS if layout.name == "bfl")
+    plan = rules.plan(layout.rules(cfg), {k: v.shape for k, v in checkpoint.param_shapes(checkpoint.abstract("flux", cfg)).items()})
+    header, at = {}, 0
+    for key, shape in plan.their_shapes.items():
+        size = 2 * int(np.prod(shape, dtype=np.int64))
+        header[key], at = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}, at + size
+    text = json.dumps(header).encode()
+    path = tmp_path / "flux1-dev.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + at)
+    code, [block] = inspected(path)
+    assert code == 0 and block["full size"] == f"yes, as the released {name}" and block["parameters"].startswith(f"{count:,} (")
+    assert block["guidance"] == ("embedded" if guidance else "none") and block["blocks"] == "19 double, 38 single"
+
+
+def test_inspect_diff(bfl, converted, tmp_path):
+    """Across layouts and dtypes; what differs most comes first."""
+    same = command(convert_weights, "inspect", "--diff", FLUX, converted[0])
+    assert (same.code, same.err) == (0, "") and same.out == "".join(f"{model}: the same numbers\n" for model in list(MODELS.values())[:4])
+
+    def change(x):
+        x["single_transformer_blocks.3.proj_mlp.weight"][5, 6] += 10
+        x["transformer_blocks.1.norm1.linear.bias"] *= 1.5
+
+    other = changed(tmp_path, FLUX, edit_keys("transformer/diffusion_pytorch_model.safetensors", change)) / "transformer"
+    ran = command(convert_weights, "inspect", "--diff", bfl, other)
+    lines = ran.out.splitlines()
+    assert ran.code == 1 and re.fullmatch(r"flux: 2 of \d+ parameters \(of stacks: layers\) differ", lines[0])
+    assert [line.split()[-1] for line in lines[2:]] == ["single_blocks.mlp_in.kernel[3]", "double_blocks.img.mod.bias[1]"]
+    assert 9 < float(lines[2].split()[0]) < 11 and 0.45 < float(lines[3].split()[1]) < 0.55
+    assert len(command(convert_weights, "inspect", "--diff", bfl, other, "--top", 1).out.splitlines()) == 4
+    assert command(convert_weights, "to-jax", other, tmp_path / "wide", "--dtype", "float32").code == 0
+    assert "; stored as bfloat16, and as float32" in command(convert_weights, "inspect", "--diff", other, tmp_path / "wide").out
+    assert_one_line(command(convert_weights, "inspect", "--diff", other), "--diff compares two checkpoints; 1 are given")
+    shutil.rmtree(tmp_path / FLUX.name / "vae")
+    ran = command(convert_weights, "inspect", "--diff", tmp_path / FLUX.name, FLUX)
+    assert ran.code == 1 and f"autoencoder: only in {FLUX}" in ran.out
+
+
+def test_inspect_diff_of_different_sizes(tmp_path):
+    cfg = dataclasses.replace(make_tiny.RESAMPLER, depth=1)
+    torch_writer.write_file(tmp_path / "p.bin", {"image_proj": make_tiny.seeded_tensors("resampler", cfg, np.float32)})
+    ran = command(convert_weights, "inspect", "--diff", tmp_path / "p.bin", INFU / "image_proj_model.bin")
+    assert_one_line(ran, "p.bin and .*image_proj_model.bin are of different sizes: depth 1 and 2")
+
+
+def test_inspect_hash(bfl, converted):
+    """The same in every layout; another for other numbers."""
+    hashes = [[b["hash"] for b in inspected("--hash", path)[1]] for path in (FLUX / "transformer", bfl, converted[0] / "transformer", INFU / "InfuseNetModel")]
+    assert hashes[0] == hashes[1] == hashes[2] != hashes[3] and re.fullmatch(r"[0-9a-f]{64}", hashes[0][0])
 
 
 NORM = "single_transformer_blocks.3.attn.norm_q.weight"
@@ -320,7 +379,14 @@ def test_inspect_nothing(tmp_path):
 def test_help_and_exit_codes(tmp_path):
     code = "import sys, atexit; atexit.register(lambda: print('jax' in sys.modules)); import convert_weights as c; c.run(c.main)"
     env = {**os.environ, "COLUMNS": "100"}
-    expected = {"": ["to-jax", "inspect"], "to-jax": ["SRC", "OUT", "--dtype", "bfloat16"], "inspect": ["PATH"]}
+    expected = {
+        "": ["to-jax", "to-torch", "merge-lora", "extract-lora", "inspect"],
+        "to-jax": ["SRC", "OUT", "--dtype", "bfloat16"],
+        "to-torch": ["SRC", "OUT", "--style", "comfyui", "--dtype", "float8_e4m3fn", "--shard-size"],
+        "merge-lora": ["SRC", "OUT", "--lora", "FILE[:SCALE]"],
+        "extract-lora": ["BASE", "TUNED", "OUT.safetensors", "--rank"],
+        "inspect": ["PATH", "--hash", "--diff", "--top"],
+    }
     for which, words in expected.items():
         ran = subprocess.run([sys.executable, "-c", code, *which.split(), "--help"], cwd=ROOT, capture_output=True, text=True, env=env)
         assert ran.returncode == 0 and ran.stdout.endswith("False\n") and not ran.stderr

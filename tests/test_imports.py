@@ -13,14 +13,16 @@ from tests.conftest import ROOT
 # From the top down: a module may import from lower lines, and from its own package.
 LAYERS = (
     ("sample", "convert_weights", "train", "configs", "benchmarks"),
+    ("infu_jax.evaluation",),
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
-    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.training", "infu_jax.initial", "infu_jax.evaluation"),
+    ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
+    ("infu_jax.lora",),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention",),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
-    ("infu_jax.run_state", "infu_jax.recipes", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures"),
+    ("infu_jax.run_state", "infu_jax.recipes", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures", "infu_jax.hub"),
     ("infu_jax.train_config",),
     ("infu_jax.config", "infu_jax.runs"),
     ("infu_jax.errors",),

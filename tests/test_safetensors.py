@@ -399,7 +399,8 @@ def test_arrays_that_are_not_contiguous(tmp_path):
     assert_same(st.open_file(tmp_path / "f"), views)
 
 
-def test_lazy_tensors_are_made_one_at_a_time(tmp_path):
+def test_lazy_tensors_are_made_when_they_are_written(tmp_path):
+    """But for the two after it, which are made meanwhile."""
     made = []
 
     def read(n):
@@ -412,8 +413,8 @@ def test_lazy_tensors_are_made_one_at_a_time(tmp_path):
     st.write_sharded(tmp_path, "m", tensors, 5 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 << 20
-    assert made == [*range(20)] * 2
+    assert peak < 6 << 20
+    assert sorted(made) == sorted([*range(20)] * 2)
     assert [int(v[0, 0]) for v in st.open_folder(tmp_path, "m").values()] == [*range(20)]
     assert len(list(tmp_path.glob("m-*.safetensors"))) == 4
 

@@ -388,7 +388,8 @@ def test_metadata_say_everything(several):
     assert recipe == {
         "synthetic": True, "software": recipe["software"], "id_image": "embedded:faces/ada.png", "control_image": None,
         "base": "embedded:tiny/FLUX.1-tiny", "infu": "embedded:tiny/InfiniteYou-tiny", "arcface": None, "transformer": None, "autoencoder": None,
-        "detector_root": None, "id_image_sha256": recipe["id_image_sha256"], "control_image_sha256": None, "negative_prompt": None, "keypoints": [],
+        "detector_root": None, "lora": [], "lora_sha256": [], "ema": True,
+        "id_image_sha256": recipe["id_image_sha256"], "control_image_sha256": None, "negative_prompt": None, "keypoints": [],
         "sampling": {**sizes, "infusenet_guidance": 1.0, "true_cfg": 1.0, "t5_length": 16}, "detector": "yunet", "dtype": "float32", "batch": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "prompt": "a woman in a garden " * 5, "seed": seed, "identity_similarity": None,
     }  # fmt: skip

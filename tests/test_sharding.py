@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from infu_jax.checkpoint import abstract, load_model, param_shapes
 from infu_jax.config import FluxConfig, SamplingConfig
+from infu_jax.convert.source import PLACES
 from infu_jax.errors import InputError
 from infu_jax.latents import position_ids
 from infu_jax.models import MODELS
@@ -142,7 +143,7 @@ def test_weights_are_split(split):
             shape, part = array.shape, (array.shape[0], array.shape[1] // 2)
         assert array.shape == shape and {s.data.shape for s in array.addressable_shards} == {part}, name
         assert len(array.addressable_shards) == 8
-    for model in MODELS:
+    for model in PLACES:
         arrays = jax.tree.leaves(getattr(split, model))
         here = sum(a.addressable_shards[0].data.nbytes for a in arrays) / sum(a.nbytes for a in arrays)
         limit = {"flux": 0.3, "infusenet": 0.35, "t5": 0.45, "clip": 0.6, "resampler": 0.6}.get(model, 1)  # of 1/4, or 1/2 without tensor
@@ -175,7 +176,7 @@ def test_prompts_in_order(pipeline, split, paint):
 
 def test_offload(tiny, split, paint):
     parked = InfUPipeline.load(*tiny, mesh=make_mesh(2, 2, 2), offload=True)
-    for name in MODELS:
+    for name in PLACES:
         arrays, resident = jax.tree.leaves(getattr(parked, name)), jax.tree.leaves(getattr(split, name))
         assert {a.sharding.memory_kind for a in arrays} == {"pinned_host" if name in PARKED else "device"}, name
         assert all(a.sharding.spec == b.sharding.spec for a, b in zip(arrays, resident))

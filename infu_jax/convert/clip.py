@@ -14,7 +14,7 @@ from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.convert.rules import linear, norm, same, under
 
-_BLOCK = [
+BLOCK = [
     *norm("attn_norm", "layer_norm1"),
     *linear("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     *linear("attn_out", "self_attn.out_proj", join="in"),
@@ -22,10 +22,10 @@ _BLOCK = [
     *linear("mlp_in", "mlp.fc1"),
     *linear("mlp_out", "mlp.fc2"),
 ]
-_MODEL = [
+MODEL = [
     *same("token_embedding.table", "embeddings.token_embedding.weight"),
     *same("position_embedding.table", "embeddings.position_embedding.weight"),
-    *under("blocks.", "encoder.layers.{i}.", _BLOCK),
+    *under("blocks.", "encoder.layers.{i}.", BLOCK),
     *norm("final_norm", "final_layer_norm"),
 ]
 
@@ -37,7 +37,7 @@ _SIZES = {  # theirs: ours
     "num_attention_heads": "num_heads",
     "max_position_embeddings": "max_positions",
 }
-_LEGACY_EOS = 2
+LEGACY_EOS = 2
 
 
 def _from_config(config: Mapping[str, Any]) -> CLIPTextConfig:
@@ -55,14 +55,14 @@ def _from_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     eos = config.get("eos_token_id", CLIPTextConfig.eos_token_id)
     return CLIPTextConfig(
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
-        eos_token_id=config["vocab_size"] - 1 if eos == _LEGACY_EOS else eos,
+        eos_token_id=config["vocab_size"] - 1 if eos == LEGACY_EOS else eos,
         layer_norm_eps=config.get("layer_norm_eps", CLIPTextConfig.layer_norm_eps),
     )
 
 
 def _to_config(cfg: CLIPTextConfig) -> dict[str, Any]:
-    if cfg.eos_token_id == _LEGACY_EOS:
-        raise ConversionError(f"end-of-text id {_LEGACY_EOS} cannot be written: in a config.json it means the largest id of the prompt")
+    if cfg.eos_token_id == LEGACY_EOS:
+        raise ConversionError(f"end-of-text id {LEGACY_EOS} cannot be written: in a config.json it means the largest id of the prompt")
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -80,7 +80,7 @@ def _layout(name: str, prefix: str) -> Layout:
         model="clip",
         name=name,
         signature=(f"{prefix}embeddings.token_embedding.weight", f"{prefix}embeddings.position_embedding.weight", f"{prefix}final_layer_norm.weight"),
-        rules=lambda cfg: under("", prefix, _MODEL),
+        rules=lambda cfg: under("", prefix, MODEL),
         from_config=_from_config,
         to_config=_to_config,
         ignore=(re.escape(f"{prefix}embeddings.position_ids"),),  # 0, 1, 2, ... in older files

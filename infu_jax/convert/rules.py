@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from infu_jax.convert import numbers
 from infu_jax.convert.errors import ConversionError
 
 Shape = tuple[int, ...]
@@ -102,15 +103,10 @@ class Plan:
     def stored_dtype(self, path: str, theirs: Mapping[str, np.ndarray], default) -> np.dtype:
         """The dtype that holds all of a parameter's stored parts without loss."""
         dtypes = {theirs[p.theirs].dtype for p in self.by_ours.get(path, ())}
-        if not dtypes:
-            return np.dtype(default)
-        try:
-            return np.result_type(*dtypes)
-        except TypeError:  # NumPy joins no two of float16, bfloat16 and the kinds of float8, all of which fit into float32
-            return np.result_type(np.float32, *(d for d in dtypes if d.itemsize > 2))
+        return numbers.join(dtypes) if dtypes else np.dtype(default)
 
-    def read_theirs(self, key: str, ours: Mapping[str, np.ndarray], dtype) -> np.ndarray:
-        """One of their tensors, assembled from our parameters."""
+    def read_theirs(self, key: str, ours: Mapping[str, Any], dtype) -> np.ndarray:
+        """One of their tensors, assembled from our parameters: arrays, or what gives arrays for slices."""
         read = lambda p: p.to_theirs(np.asarray(ours[p.ours][_slices(p.our_box)]))  # noqa: E731
         return _assemble(_whole(self.their_shapes[key]), dtype, self.by_theirs[key], lambda p: p.their_box, read)
 
@@ -287,8 +283,20 @@ def _assemble(box: Box, dtype, pieces: Sequence[Piece], box_of, read) -> np.ndar
         if all(lo < hi for lo, hi in both):
             source = tuple(slice(lo - a[0], hi - a[0]) for (lo, hi), a in zip(both, at))
             target = tuple(slice(lo - b[0], hi - b[0]) for (lo, hi), b in zip(both, box))
-            out[target] = read(piece)[source]
+            _copy(out[(*target, ...)], read(piece)[(*source, ...)])  # with the ellipsis a scalar's too is a view
     return out
+
+
+def _copy(target: np.ndarray, values: np.ndarray) -> None:
+    """`target[...] = values`. Large arrays in halves of halves, so that turning a matrix round stays within the processor's cache."""
+    if values.size <= 1 << 14:
+        target[...] = values
+        return
+    axis = max(range(values.ndim), key=values.shape.__getitem__)
+    middle = values.shape[axis] // 2
+    for half in (slice(None, middle), slice(middle, None)):
+        at = (*(slice(None),) * axis, half)
+        _copy(target[at], values[at])
 
 
 def _check_tiling(name: str, shape: Shape, boxes: Sequence[Box]) -> None:

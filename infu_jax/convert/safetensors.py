@@ -8,12 +8,15 @@ Every fault of a file is a `ConversionError` of one line that names the file.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import json
 import math
+import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
@@ -90,7 +93,7 @@ def open_sharded(path: str | Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path}: no weight_map from tensor names to shard files; this is not the index of a sharded safetensors file")
     shards = sorted(set(weight_map.values()))
     # A plain name cannot leave the folder. Links are followed: the Hugging Face cache is made of them.
-    outside = [shard for shard in shards if not re.fullmatch(r"[^/\\\0]+\.safetensors", shard)]
+    outside = [shard for shard in shards if not re.fullmatch(r"[^/\\\0\ud800-\udfff]+\.safetensors", shard) or len(shard.encode()) > 255]
     if outside:
         raise ConversionError(f"{path}: shard {_show(outside[0])} is not the plain name of a .safetensors file in the same folder")
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
@@ -138,6 +141,19 @@ def map_file(path: str | Path) -> np.ndarray:
     if head.startswith(b"version https://git-lfs"):
         raise ConversionError(f"{path}: this is a git-lfs pointer, not the checkpoint itself; run `git lfs pull` or download the file")
     return raw
+
+
+def release(arrays: Iterable[np.ndarray]) -> None:
+    """Take pages of mapped files out of this process's memory again. They stay in the system's cache, and are read again when they are used."""
+    maps: dict[int, mmap.mmap] = {}
+    for array in arrays:
+        base: Any = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap):
+            maps[id(base)] = base
+    for mapped in maps.values():
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def check_shape(shape: Any, where: str) -> int:
@@ -251,8 +267,8 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
         raise ConversionError(f"{path}: the header would take {len(text)} bytes, the limit is {_MAX_JSON}; write several files")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for key in order:
-            file.write(contents(tensors[key], f"{path}: tensor {_show(key)}"))
+        for values in ahead(lambda key=key: contents(tensors[key], f"{path}: tensor {_show(key)}") for key in order):
+            write_pieces(file.write, values)
 
 
 def write_sharded(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], max_bytes: int, metadata: Mapping[str, str] | None = None) -> Path:
@@ -299,6 +315,24 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_pieces(write: Callable[[np.ndarray], Any], data: np.ndarray) -> None:
+    """`write(data)` in pieces of 1 MiB, which Linux takes several times as fast as one of a hundred."""
+    for n in range(0, data.size, 1 << 20):
+        write(data[n : n + (1 << 20)])
+
+
+def ahead(makers: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """What each of `makers` makes, in order; the next two are made while one is used."""
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        for make in makers:
+            waiting.append(threads.submit(make))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def contents(tensor: Tensor, where: str) -> np.ndarray:

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from infu_jax.convert import arcface, autoencoder, clip, flux, infusenet, resampler, safetensors, t5, torch_pickle
+from infu_jax.convert import arcface, autoencoder, clip, clip_model, flux, infusenet, resampler, safetensors, t5, torch_pickle
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 
-LAYOUTS: tuple[Layout, ...] = tuple(layout for table in (flux, infusenet, autoencoder, t5, clip, resampler, arcface) for layout in table.LAYOUTS)
+# CLIP's two towers come before its text encoder, of which they have every key.
+_TABLES = (flux, infusenet, autoencoder, t5, clip_model, clip, resampler, arcface)
+LAYOUTS: tuple[Layout, ...] = tuple(layout for table in _TABLES for layout in table.LAYOUTS)
 
 # Where a release folder keeps each model: diffusers' FLUX.1 folder, BFL's files in its root, InfiniteYou's
-# `infu_flux_v1.0/*` folder, and our own converted copies of them, which keep the names.
+# `infu_flux_v1.0/*` folder, and our own converted copies of them, which keep the names. CLIP's two towers, which only
+# the evaluation needs, have a folder of their own.
 PLACES: Mapping[str, tuple[str, ...]] = {
     "flux": ("transformer", "flux1-dev.safetensors", "flux1-schnell.safetensors"),
     "autoencoder": ("vae", "ae.safetensors"),
@@ -51,10 +54,11 @@ def find(path: str | os.PathLike, model: str) -> Path:
         raise ConversionError(f"{path} does not exist; give the path of a {model} checkpoint or of the folder that was downloaded")
     if path.is_file() or (path / "config.json").exists():
         return path
-    for place in PLACES[model]:
+    places = PLACES.get(model, ())
+    for place in places:
         if (path / place).exists():
             return path / place
-    raise ConversionError(f"{path} holds no {model}: expected config.json, or one of {', '.join(PLACES[model])}; found {_listing(path)}")
+    raise ConversionError(f"{path} holds no {model}: expected {', or one of '.join(filter(None, ('config.json', ', '.join(places))))}; found {_listing(path)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from infu_jax.convert.errors import ConversionError
-from infu_jax.convert.safetensors import Tensor, contents, replacing
+from infu_jax.convert.safetensors import Tensor, contents, replacing, write_pieces
 from infu_jax.convert.torch_pickle import DTYPES, ORDERED_DICT, TYPED, UNTYPED
 
 
@@ -37,7 +37,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: np.ndarray) -> None:
     padding = -(archive.fp.tell() + 30 + len(info.filename) + 20 + 4) % 64
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     with archive.open(info, "w", force_zip64=True) as record:
-        record.write(data)
+        write_pieces(record.write, data)
 
 
 def _encode(value: Any, tensors: list[Tensor], path: str | Path) -> bytes:

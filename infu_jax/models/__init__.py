@@ -4,6 +4,7 @@ from infu_jax import config
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder
 from infu_jax.models.clip import CLIPTextEncoder
+from infu_jax.models.clip_model import CLIPModel
 from infu_jax.models.flux import Flux
 from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
@@ -16,5 +17,6 @@ MODELS = {
     "autoencoder": (config.AutoencoderConfig, Autoencoder),
     "t5": (config.T5Config, T5Encoder),
     "clip": (config.CLIPTextConfig, CLIPTextEncoder),
+    "clip_model": (config.CLIPModelConfig, CLIPModel),
     "arcface": (config.ArcFaceConfig, ArcFace),
 }

@@ -17,13 +17,15 @@ class CLIPTextEncoder(nnx.Module):
 
     The pooled vector is the feature of the first end-of-text token; the padding after it is end-of-text too. A row without
     one gives its first token's feature, as the reference does. Attention is causal, so padding changes nothing before it.
+    quick: see `CLIPBlock`; FLUX's encoder has it.
     """
 
-    def __init__(self, cfg: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: CLIPTextConfig, *, quick: bool = True, rngs: nnx.Rngs):
         self.cfg = cfg
         self.token_embedding = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
         self.position_embedding = Embedding(cfg.max_positions, cfg.hidden_size, rngs=rngs)
-        self.blocks = stack(lambda rngs: CLIPBlock(cfg, rngs=rngs), cfg.num_layers, rngs)
+        sizes = cfg.hidden_size, cfg.num_heads, cfg.intermediate_size
+        self.blocks = stack(lambda rngs: CLIPBlock(*sizes, eps=cfg.layer_norm_eps, causal=True, quick=quick, rngs=rngs), cfg.num_layers, rngs)
         self.final_norm = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
 
     def __call__(self, ids: Int[Array, "B T"], *, dtype: DTypeLike = jnp.float32) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
@@ -39,21 +41,26 @@ class CLIPTextEncoder(nnx.Module):
 
 
 class CLIPBlock(nnx.Module):
-    """Causal self-attention, then an MLP, each after a layer norm and around a residual."""
+    """Self-attention, then an MLP, each after a layer norm and around a residual: the block of both towers.
 
-    def __init__(self, cfg: CLIPTextConfig, *, rngs: nnx.Rngs):
-        heads = (cfg.num_heads, cfg.hidden_size // cfg.num_heads)
-        self.attn_norm = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.qkv = Linear(cfg.hidden_size, (3, *heads), rngs=rngs)
-        self.attn_out = Linear(heads, cfg.hidden_size, rngs=rngs)
-        self.mlp_norm = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.mlp_in = Linear(cfg.hidden_size, cfg.intermediate_size, rngs=rngs)
-        self.mlp_out = Linear(cfg.intermediate_size, cfg.hidden_size, rngs=rngs)
+    causal: a token sees only those before it (text). quick: `quick_gelu` in the MLP, or else the exact GELU.
+    """
+
+    def __init__(self, hidden: int, num_heads: int, intermediate: int, *, eps: float, causal: bool, quick: bool, rngs: nnx.Rngs):
+        self.causal, self.quick = causal, quick
+        heads = (num_heads, hidden // num_heads)
+        self.attn_norm = LayerNorm(hidden, eps=eps)
+        self.qkv = Linear(hidden, (3, *heads), rngs=rngs)
+        self.attn_out = Linear(heads, hidden, rngs=rngs)
+        self.mlp_norm = LayerNorm(hidden, eps=eps)
+        self.mlp_in = Linear(hidden, intermediate, rngs=rngs)
+        self.mlp_out = Linear(intermediate, hidden, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.qkv(self.attn_norm(x)), 2, 0)  # three of (B, T, H, K)
-        x = x + self.attn_out(jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla"))
-        return x + self.mlp_out(quick_gelu(self.mlp_in(self.mlp_norm(x))))
+        x = x + self.attn_out(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation="xla"))
+        y = self.mlp_in(self.mlp_norm(x))
+        return x + self.mlp_out(quick_gelu(y) if self.quick else jax.nn.gelu(y, approximate=False))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

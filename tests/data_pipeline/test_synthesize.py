@@ -27,6 +27,7 @@ from data_pipeline.prompts import Prompt
 from data_pipeline.records import open_records, read_picture
 from data_pipeline.synthesize import Args
 from infu_jax import face
+from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig
@@ -365,7 +366,7 @@ def paste(picture, photo):
 
 
 def test_the_embedded_pipeline(photos, prompts_file, tmp_path, monkeypatch, capsys):
-    """It has learned nothing, so everything is rejected; with a hook that pastes a face and open gates everything is kept."""
+    """It has learned nothing, so everything is rejected; with a LoRA, a hook that pastes a face, and open gates everything is kept."""
 
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
 
@@ -383,10 +384,17 @@ def test_the_embedded_pipeline(photos, prompts_file, tmp_path, monkeypatch, caps
 
     open_gates = ("max-yaw=180", "max-pitch=180", "max-roll=180", "max-face-correlation=1", "min-similarity=-1", "max-similarity=1", "min-face=1")
     options = [f"--gates.{gate}" for gate in (*open_gates, "min-face-share=0", "min-sharpness=0", "min-score=0", "other-face=1")]
+    draw, name = np.random.default_rng(0), "transformer.single_transformer_blocks.0.proj_out.lora_"
+    low_rank = {f"{name}A.weight": draw.standard_normal((4, 320), np.float32), f"{name}B.weight": draw.standard_normal((64, 4), np.float32)}
+    safetensors.write_file(tmp_path / "style.safetensors", low_rank)
+    options += ["--lora", f"{tmp_path / 'style.safetensors'}:0.5"]
     main(tmp_path / "all", *options, "--gates.copy-distance", "None", "--gates.duplicate-distance", "None", "--after", f"{__name__}:paste")
     found = all_records(tmp_path / "all")
     assert len(found) == 6 and len({record.target for record in found}) == 6
     weights = found[0].provenance["model"]["weights"]
     assert len(weights) == 7 and all(len(mark) == 16 for mark in weights.values()) and found[0].provenance["model"]["sampling"]["steps"] == 2
+    assert re.fullmatch("style.safetensors, scale 0.5, sha256 [0-9a-f]{64}", found[0].provenance["model"]["loras"][0])
+    before = json.loads((report.parent / "settings.json").read_text())["models"]["weights"]
+    assert {name for name in before if weights[name] != before[name]} == {"flux"}
     assert found[0].provenance["after"][0].startswith(f"{__name__}:paste sha256 ")
     assert len({round(record.scores["similarity"], 6) for record in found}) == 6

@@ -1,0 +1,48 @@
+"""The plan plans what training does: its batches are the loader's. Compiling for a TPU needs libtpu, which is not installed here."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.loader import open_loader
+from infu_jax import plan
+from infu_jax.assets import ASSETS
+from infu_jax.config import FluxConfig, InfuseNetConfig, ResamplerConfig
+from infu_jax.errors import InputError
+from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
+from infu_jax.train_config import DataConfig, ModelsConfig
+
+TINY = ASSETS / "tiny"
+
+
+def args(**changes):
+    models = ModelsConfig(base=TINY / "FLUX.1-tiny", arcface=TINY / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
+    return plan.Args(**{"out": Path("unused"), "models": models, "batch_size": 8, **changes})
+
+
+@pytest.mark.parametrize("features", [(), ("latents", "control", "t5", "clip", "arcface"), ("control", "clip")])
+def test_batches_are_the_loaders(featured, features):
+    data = DataConfig(paths=(str(featured),), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, features=features)
+    tokenizers = dict(
+        t5_tokenizer=load_t5_tokenizer(TINY / "FLUX.1-tiny" / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(TINY / "FLUX.1-tiny" / "tokenizer")
+    )
+    with open_loader(data, batch_size=4, seed=0, **tokenizers) as loader:
+        [(height, width)] = loader.buckets
+        found = {k: (x.shape[1:], str(x.dtype)) for k, x in loader.example((height, width)).items() if k not in ("record", "epoch")}
+    asked = args(data=data, height=height, width=width)
+    assert plan.batch_shapes(asked, plan.model_sizes(asked), set(features)) == found
+
+
+def test_sizes():
+    """Those of the files that are there, or the release's."""
+    there, absent = plan.model_sizes(args()), plan.model_sizes(args(models=ModelsConfig()))
+    assert there["flux"].hidden_size == 64 and (there["infusenet"].depth, there["infusenet"].depth_single_blocks, there["infusenet"].hidden_size) == (1, 2, 64)
+    assert (there["resampler"].embedding_dim, there["resampler"].output_dim) == (128, 32)
+    assert absent["flux"] == FluxConfig() and absent["infusenet"] == InfuseNetConfig() and absent["resampler"] == ResamplerConfig()
+
+
+def test_a_topology_that_is_none():
+    with pytest.raises(InputError, match="topology v0:1x1: .*expected such as v5p:2x2x1 or v6e:4x4, and libtpu installed"):
+        plan.compile_step(args(topology="v0:1x1"))
+    assert {f.name for f in dataclasses.fields(plan.Args)} > {"topology", "height", "width", "effort", "json", "batch_size"}
