@@ -10,7 +10,6 @@ import io
 import json
 import pickle
 import random
-import resource
 import signal
 import struct
 import subprocess

@@ -100,7 +100,7 @@ def test_programs(pipeline, paint, monkeypatch, caplog):
     assert not others
 
 
-def refuse(*args):
+def refuse(*args, **options):
     raise AssertionError("InfuseNet was run")
 
 

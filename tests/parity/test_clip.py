@@ -55,7 +55,7 @@ def test_matches_transformers(models, length):
     their_features, their_pooled = reference(theirs, ids)
     assert_close(features, their_features)
     assert_close(pooled, their_pooled)
-    np.testing.assert_array_equal(pooled, np.asarray(features)[np.arange(3), [length // 2, length - 1, 1]])
+    assert_close(pooled, np.asarray(features)[np.arange(3), [length // 2, length - 1, 1]], 1e-6)  # rounded apart, in two outputs of one program
 
 
 def test_legacy_end_of_text_id_finds_the_same_token(models):
