@@ -74,6 +74,7 @@ def test_loads_without_a_warning_and_is_the_same(folders, caplog, name):
             "bos_token_id",
             "pad_token_id",
             "tie_word_embeddings",
+            "is_encoder_decoder",
         ):  # which nothing reads in an encoder or a VAE
             assert theirs[key] == value, key
 
