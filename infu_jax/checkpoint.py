@@ -322,23 +322,25 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
     """
 
     async def serialize(self, values, infos, args=None):
+        waiting: list = []
         try:
-            arrays = await asyncio.gather(*(self._create(param, info) for param, info in zip(values, infos, strict=True)))
+            arrays = await _all(self._create(param, info) for param, info in zip(values, infos, strict=True))
             places = [(param, array, box) for param, array in zip(values, arrays, strict=True) for box in _layers(param.shape)]
-            waiting, size = [], 0
-            made = safetensors.ahead(functools.partial(param.read, box) for param, _, box in places)
+            size, made = 0, safetensors.ahead(functools.partial(param.read, box) for param, _, box in places)
             for (_, array, box), part in zip(places, made, strict=True):
                 waiting.append(array[tuple(slice(*b) for b in box)].write(part))
                 size += part.nbytes
                 if size > WAITING_BYTES:
-                    await asyncio.gather(*waiting)
+                    await _all(waiting)
                     waiting, size = [], 0
-            await asyncio.gather(*waiting)
+            await _all(waiting)
         except InputError:
             raise
         except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
             reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
             raise InputError(f"{infos[0].parent_dir} cannot be written ({reason}); make room or choose another output folder") from e
+        finally:
+            await asyncio.gather(*waiting, return_exceptions=True)
         return []
 
     async def _create(self, param: HostParam, info) -> tensorstore.TensorStore:
@@ -356,6 +358,15 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
             "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
         }
         return await tensorstore.open(spec, create=True, context=info.ts_context)
+
+
+async def _all(work) -> list:
+    """What each gives, once all have ended: a write that is left alone after another has failed complains when the event loop is gone."""
+    ended = await asyncio.gather(*work, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return ended
 
 
 def _layers(shape: rules.Shape) -> list[rules.Box]:
