@@ -231,7 +231,7 @@ def test_parts_of_different_models(tmp_path, monkeypatch):
 
     cfg = dataclasses.replace(make_tiny.INFUSENET, hidden_size=32, num_heads=1)
     infu = changed(tmp_path, INFU, lambda f: shutil.rmtree(f / "InfuseNetModel"))
-    make_tiny._write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", cfg)
+    make_tiny.write_folder(infu / "InfuseNetModel", "infusenet", cfg)
     monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: pytest.fail("models were loaded before the mistake was found"))
     assert_one_line(command(sample, "--prompt", "a", "--infu", infu, "--out", tmp_path / "out"), "hidden size differ: 64 and 32; .* do not belong together")
 

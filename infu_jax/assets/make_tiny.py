@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -50,13 +51,18 @@ def main(out: Path) -> None:
     t5_vocab = write_t5_tokenizer(base / "tokenizer_2", CORPUS)
     clip = configs.CLIPTextConfig(vocab_size=clip_vocab, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, eos_token_id=clip_vocab - 1)
     t5 = configs.T5Config(vocab_size=t5_vocab, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
-    _write_folder(base / "transformer", "diffusion_pytorch_model", "flux", FLUX)
-    _write_folder(base / "vae", "diffusion_pytorch_model", "autoencoder", AUTOENCODER)
-    _write_folder(base / "text_encoder", "model", "clip", clip)
-    _write_folder(base / "text_encoder_2", "model", "t5", t5)
-    _write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", INFUSENET)
-    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": seeded_tensors("resampler", RESAMPLER, BF16)})
-    torch_writer.write_file(infu / "recognition_arcface_ir_se50.pth", seeded_tensors("arcface", ARCFACE, np.float32))
+    write_folder(base / "transformer", "flux", FLUX)
+    write_folder(base / "vae", "autoencoder", AUTOENCODER)
+    write_folder(base / "text_encoder", "clip", clip)
+    write_folder(base / "text_encoder_2", "t5", t5)
+    write_folder(infu / "InfuseNetModel", "infusenet", INFUSENET)
+    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": tensors("resampler", RESAMPLER, BF16)})
+    torch_writer.write_file(infu / "recognition_arcface_ir_se50.pth", tensors("arcface", ARCFACE, np.float32))
+    write_index(base)
+
+
+def write_index(base: Path) -> None:
+    """The files of a FLUX folder that belong to no model: scheduler and index, those of FLUX.1-dev."""
     _write_json(
         base / "scheduler" / "scheduler_config.json",
         dict(
@@ -84,19 +90,31 @@ def _layout(model: str) -> Layout:
     return next(layout for layout in source.LAYOUTS if layout.model == model)
 
 
-def _write_folder(folder: Path, stem: str, model: str, cfg) -> None:
+def write_folder(folder: Path, model: str, cfg, params: Mapping[str, np.ndarray] | None = None) -> None:
+    """A model's folder in the release's layout, in bfloat16; `params` by our paths, None for seeded random ones."""
     folder.mkdir(parents=True)
-    safetensors.write_file(folder / f"{stem}.safetensors", seeded_tensors(model, cfg, BF16), metadata={"format": "pt"})
+    stem = "model" if model in ("clip", "t5") else "diffusion_pytorch_model"
+    safetensors.write_file(folder / f"{stem}.safetensors", tensors(model, cfg, BF16, params), metadata={"format": "pt"})
+    write_config(folder, model, cfg)
+
+
+def write_config(folder: Path, model: str, cfg) -> None:
+    """A model's config.json, as the release has it."""
     _write_json(folder / "config.json", _layout(model).to_config(cfg))
 
 
-def seeded_tensors(model: str, cfg, dtype) -> dict[str, np.ndarray]:
-    """Seeded random weights of a model, under the release's keys; floating-point numbers in `dtype`."""
+def tensors(model: str, cfg, dtype, params: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """A model's parameters under the release's keys, floating-point numbers in `dtype`; without `params` seeded random ones."""
     layout = _layout(model)
-    ours = {path: _draw(path, s.shape, s.dtype) for path, s in param_shapes(abstract(model, cfg)).items()}
+    ours = seeded(model, cfg) if params is None else params
     plan = rules.plan(layout.rules(cfg), {path: a.shape for path, a in ours.items()})
     stored = lambda key: dtype if np.issubdtype(ours[plan.by_theirs[key][0].ours].dtype, np.floating) else np.int64  # noqa: E731
     return {key: plan.read_theirs(key, ours, stored(key)) for key in sorted(plan.their_shapes)}
+
+
+def seeded(model: str, cfg) -> dict[str, np.ndarray]:
+    """Seeded random parameters of a model, by our paths."""
+    return {path: _draw(path, s.shape, s.dtype) for path, s in param_shapes(abstract(model, cfg)).items()}
 
 
 def _draw(path: str, shape: tuple[int, ...], dtype) -> np.ndarray:

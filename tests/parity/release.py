@@ -68,7 +68,7 @@ def make_release(folder: Path, *, guidance: bool = True) -> Release:
     clip.save_pretrained(base / "text_encoder")
     infusenet.save_pretrained(infu / "InfuseNetModel", max_shard_size="400KB")
     torch.save({"image_proj": released_names(resampler.state_dict())}, infu / "image_proj_model.bin")
-    arcface = make_tiny.seeded_tensors("arcface", make_tiny.ARCFACE, np.float32)
+    arcface = make_tiny.tensors("arcface", make_tiny.ARCFACE, np.float32)
     torch.save({k: torch.from_numpy(v) for k, v in arcface.items()}, infu / "recognition_arcface_ir_se50.pth")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if guidance else 1.0, use_dynamic_shifting=guidance)
     scheduler.save_pretrained(base / "scheduler")
