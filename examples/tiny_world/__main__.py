@@ -4,7 +4,7 @@
     python -m examples.tiny_world --size smoke --out /tmp/smoke        minutes: the whole chain, nothing learned
     python -m examples.tiny_world --until stage1           stop after a stage
 
-Stages, in order: draw, recogniser, autoencoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation.
+Stages, in order: draw, recogniser, autoencoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
 docs/tiny_world.md has times and results.
 """
 
@@ -22,7 +22,7 @@ import tyro
 from infu_jax.cli import check_writable, run
 
 Stage = Literal[
-    "draw", "recogniser", "autoencoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation"
+    "draw", "recogniser", "autoencoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ class Args:
     """Folder for everything."""
     size: Literal["full", "smoke"] = "full"
     """smoke trains nothing worth the name."""
-    until: Stage = "evaluation"
+    until: Stage = "release"
     """The last stage to run."""
     only: Stage | None = None
     """Run this stage alone; what comes before it must be there."""

@@ -47,9 +47,9 @@ FULL = Sizes(
         "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=2000, batch_size=64),
-    judge=Fit(steps=2000, batch_size=64, seed=1),
-    autoencoder=Fit(steps=5000, batch_size=16),
+    recogniser=Fit(steps=1200, batch_size=64),
+    judge=Fit(steps=1200, batch_size=64, seed=1),
+    autoencoder=Fit(steps=3000, batch_size=16),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
     base_steps=6000,

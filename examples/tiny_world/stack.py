@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,3 +56,16 @@ def _host(module) -> dict[str, np.ndarray]:
 def _loud_words(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """T5 parameters in which a word's own embedding outweighs what random attention adds to it."""
     return {name: value * (6 if name == "embedding.table" else 1) for name, value in params.items()}
+
+
+def finish(out: Path, stack: Path, base_run: Path, infuse_run: Path, told: Mapping[str, Any]) -> None:
+    """The whole stack as `out`: the folders of `stack` with the trained transformer, InfuseNet and resampler in bfloat16, and provenance.json."""
+    shutil.copytree(stack, out)
+    base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
+    shutil.rmtree(base / "transformer")
+    flux, infusenet, resampler = (checkpoint.load_model(run, name) for run, name in ((base_run, "flux"), (infuse_run, "infusenet"), (infuse_run, "resampler")))
+    make_tiny.write_folder(base / "transformer", "flux", flux.cfg, _host(flux))
+    make_tiny.write_folder(infu / "InfuseNetModel", "infusenet", infusenet.cfg, _host(infusenet))
+    projection = make_tiny.tensors("resampler", resampler.cfg, make_tiny.BF16, _host(resampler))
+    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": projection})
+    (out / "provenance.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -128,9 +129,7 @@ def synthesis(world: World) -> None:
         models = ("--base", world.base, "--transformer", world.out / "base", "--infu", world.out / "stage1", "--arcface", world.arcface)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
         how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, "--prompts-file", file)
-        python(
-            "-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *GATES, *(STAND_IN if world.sizes.untrained else ()), *_split(world)
-        )
+        python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
     _features(world, out, ("latents", "control", "t5", "clip", "arcface"))
 
 
@@ -146,6 +145,28 @@ def evaluation(world: World) -> None:
     from examples.tiny_world import table
 
     table.make(world)
+
+
+def release(world: World) -> None:
+    """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny."""
+    from examples.tiny_world import stack
+    from infu_jax import runs
+    from infu_jax.cli import appearing
+
+    out = world.out / "release"
+    if out.exists():
+        return
+    times = [json.loads(line) for line in (world.out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = {name: int(runs.newest(world.out / name).name) for name in ("autoencoder", "recogniser", "base", "stage1", "stage2")}
+    told = {
+        "command": "python -m examples.tiny_world",
+        "data": "drawn by data_pipeline.people, Apache-2.0; no photograph, no downloaded weights",
+        "steps": steps,
+        "hours": round(sum(row["seconds"] for row in times) / 3600, 2),
+        "cores": times[-1]["cores"],
+    }
+    with appearing(out) as partial:
+        stack.finish(partial, world.out / "stack", world.out / "base", world.out / "stage2", told)
 
 
 def _split(world: World) -> tuple:
