@@ -85,7 +85,7 @@ def stack(world: World) -> None:
 
     if not (world.out / "stack").exists():
         with appearing(world.out / "stack") as partial:
-            stack.write(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
+            stack.begin(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
 
 
 def data(world: World) -> None:
