@@ -60,7 +60,7 @@ def begin(out: Path, autoencoder_run: Path, recogniser_run: Path, drawn: Path) -
     _write(base / "text_encoder_2", "t5", t5, words)
     _write(base / "vae", "autoencoder", autoencoder.latent_scale(vae, shown.images[:512]), _host(vae))
     infu.mkdir(parents=True)
-    _write(infu / "recognition_arcface_ir_se50.pth", "arcface", arcface.cfg, _host(arcface), dtype=None)
+    _write(infu / "recognition_arcface_ir_se50.pth", "arcface", arcface.cfg, _host(arcface), dtype="float16")
     _write_json(base / "transformer" / "config.json", export.layout_for("flux", "diffusers").to_config(FLUX))
     write_index(base)
 
@@ -86,7 +86,7 @@ def write_index(base: Path) -> None:
     _write_json(base / "model_index.json", INDEX)
 
 
-def _write(place: Path, model: str, cfg, params: Mapping[str, np.ndarray], dtype: str | None = "bfloat16") -> None:
+def _write(place: Path, model: str, cfg, params: Mapping[str, np.ndarray], dtype: str = "bfloat16") -> None:
     layout = export.layout_for(model, "diffusers")
     place.parent.mkdir(parents=True, exist_ok=True)
     export.write(place, layout, cfg, export.tensors(layout, cfg, params, dtype), SHARD_BYTES, export.is_file(model, "diffusers"))
