@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_pipeline import people
 from examples.tiny_world import classifier, prompts, strength
-from examples.tiny_world.stages import SIZE, World, python
+from examples.tiny_world.stages import SHOTS, SIZE, World, python
 from infu_jax import checkpoint, face, runs
 from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
@@ -59,7 +59,7 @@ def draw(folder: Path, count: int) -> Path:
         genders.append(f"{number},{who.gender}")
         (partial / str(number)).mkdir(exist_ok=True)
         for k in range(PHOTOS):
-            shown = people.render(who, people.picture(number, k, "snapshot"), 128, 128)
+            shown = people.render(who, people.picture(number, k, "snapshot", SHOTS), 128, 128)
             Image.fromarray(shown.image).save(partial / str(number) / f"{k}.png")
     (partial / "genders.csv").write_text("\n".join(genders) + "\n", encoding="utf-8")
     partial.rename(folder)
