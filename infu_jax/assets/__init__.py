@@ -1,4 +1,4 @@
-"""Embedded data: the tiny stack, sample faces, and the programs that made them."""
+"""Embedded data: the tiny stack with the programs that made it, and sample faces."""
 
 from pathlib import Path
 
