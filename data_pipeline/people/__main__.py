@@ -4,7 +4,7 @@
     python -m data_pipeline.people --sheet people.png --people 6 --pictures 6      # only look
 
 writes OUT/<person>/<picture>.jpg and OUT/manifest.jsonl: captions, exact keypoints, and every attribute. A picture depends on its numbers,
-its size and its look alone: in another run, with other workers, it is the same.
+its size, look and shots alone: in another run, with other workers, it is the same.
 
 The builder's usual limits are those of photographs; for small pictures lower them:
 
@@ -53,6 +53,8 @@ class Args:
     """Instead of --size."""
     look: Literal["snapshot", "clean", "mixed"] = "snapshot"
     """snapshot: noise, blur, dull colours, JPEG: what stands for real photos in this world. clean: none of it. mixed: half and half."""
+    shots: tuple[Literal["close-up", "portrait", "half-length"], ...] = ("close-up", "portrait", "half-length")
+    """Which may be drawn. In small pictures faces are clearer without half-length."""
     captions: int = 2
     """Captions a picture; the first names every attribute."""
     synthetic: bool = False
@@ -81,6 +83,8 @@ def _check(args: Args, height: int, width: int) -> None:
     for name in ("people", "pictures", "captions"):
         if getattr(args, name) < 1:
             raise InputError(f"{name} is {getattr(args, name)}; at least 1 is needed")
+    if not args.shots:
+        raise InputError("shots is empty; name at least one of close-up, portrait and half-length")
     if args.captions > 255:
         raise InputError(f"captions is {args.captions}; a record keeps at most 255")
     for name in ("first_person", "first_picture", "workers"):
@@ -101,7 +105,9 @@ def _write_folder(args: Args, height: int, width: int) -> None:
     partial.mkdir(parents=True)
     numbers = range(args.first_person, args.first_person + args.people)
     workers = min(args.workers or os.cpu_count() or 1, args.people)
-    jobs = [Job(partial, n, args.first_picture, args.pictures, height, width, args.look, args.captions, args.synthetic, args.format) for n in numbers]
+    jobs = [
+        Job(partial, n, args.first_picture, args.pictures, height, width, args.look, args.shots, args.captions, args.synthetic, args.format) for n in numbers
+    ]
     try:
         with (
             ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
@@ -131,7 +137,7 @@ def _write_sheet(args: Args, height: int, width: int) -> None:
         who = people.person(number)
         cells = []
         for k in range(args.first_picture, args.first_picture + min(args.pictures, SHEET_COLUMNS)):
-            shown = people.render(who, people.picture(number, k, args.look), height, width)
+            shown = people.render(who, people.picture(number, k, args.look, args.shots), height, width)
             cells.append((pictures.thumbnail(shown.image, min(256, width)), shown.caption))
         rows.append((f"person {number}: {who.gender}, {who.age}, {who.hair_colour} hair ({who.hair_style})", cells))
     args.sheet.parent.mkdir(parents=True, exist_ok=True)

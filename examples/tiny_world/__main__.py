@@ -41,6 +41,8 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, prog="python -m examples.tiny_world", description=__doc__)
     check_writable(args.out)
+    # Several stages run the same programs; each is compiled once. For the commands that stages start, too.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "programs").absolute()))
     from examples.tiny_world import sizes, stages
 
     world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size])

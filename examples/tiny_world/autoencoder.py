@@ -21,12 +21,17 @@ KL_WEIGHT = 5e-4
 
 def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
     """Train on at most `most` pictures of each folder."""
-    images = np.concatenate([faces.read(folder, most).images for folder in folders])
+    shown = [faces.read(folder, most) for folder in folders]
+    images, middles = np.concatenate([each.images for each in shown]), np.concatenate([each.keypoints.mean(1) for each in shown])
     others = faces.read(held_out, 64).images
 
     def batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
-        rows, y, x = (rng.integers(n, size=how.batch_size) for n in (len(images), images.shape[1] - CROP + 1, images.shape[2] - CROP + 1))
-        return {"images": np.stack([images[r, b : b + CROP, a : a + CROP] for r, b, a in zip(rows, y, x, strict=True)])}
+        rows, room = rng.integers(len(images), size=how.batch_size), images.shape[1] - CROP
+        corners = rng.integers(room + 1, size=(how.batch_size, 2))
+        # Half of the crops show the face, which is what people look at and the hardest to get right.
+        around = middles[rows] - CROP / 2 + rng.uniform(-12, 12, (how.batch_size, 2))
+        corners = np.where(rng.random((how.batch_size, 1)) < 0.5, around.clip(0, room).astype(int), corners)
+        return {"images": np.stack([images[r, y : y + CROP, x : x + CROP] for r, (x, y) in zip(rows, corners, strict=True)])}
 
     def loss(modules, batch, key, progress):
         model, x = modules["autoencoder"], batch["images"].astype(jnp.float32) / 127.5 - 1

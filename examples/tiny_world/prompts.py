@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline import people
+from examples.tiny_world.stages import SHOTS
 
 NOBODY = 700_000
 """Persons whose numbers begin here are only asked for pictures' attributes; they are never drawn."""
@@ -32,7 +33,7 @@ def made(count: int, first: int) -> list[Asked]:
             who = people.person(number)
             if who.gender == gender:
                 adult = dataclasses.replace(who, age=40)  # neither young nor old: the photo says how old somebody is
-                picture = people.picture(number, 0, "clean")
+                picture = people.picture(number, 0, "clean", SHOTS)
                 out.append(Asked(gender, people.captions(adult, picture, 1)[0], {"gender": gender, **dataclasses.asdict(picture)}))
                 found += 1
             number += 1

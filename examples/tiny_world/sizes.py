@@ -41,15 +41,15 @@ class Sizes:
 
 FULL = Sizes(
     drawn={
-        "web": Folder(8000, 4, "clean", 0),  # what the base model learns from
+        "web": Folder(6000, 4, "clean", 0),  # what the base model learns from
         "real": Folder(4000, 3, "snapshot", 100_000),  # people's photos: stage 1, and the identities of stage 2
         "faces": Folder(2000, 8, "mixed", 200_000),  # the recogniser's
         "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=1200, batch_size=64),
-    judge=Fit(steps=1200, batch_size=64, seed=1),
-    autoencoder=Fit(steps=3000, batch_size=16),
+    recogniser=Fit(steps=1000, batch_size=64),
+    judge=Fit(steps=1000, batch_size=64, seed=1),
+    autoencoder=Fit(steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
     base_steps=6000,

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent
 SMALL = ("--filters.min-side", 96, "--filters.min-face", 16, "--filters.min-sharpness", 0, "--filters.duplicate-distance", "None")
 FIRST_PROMPT = 0
+SHOTS = ("close-up", "portrait")  # at 128 pixels the faces of others are too small to know anybody
 BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 48)
 GATES = (
     "--gates.min-face", 24, "--gates.min-sharpness", 0, "--gates.min-score", 0.7, "--gates.min-similarity", 0.4, "--gates.copy-distance", 4,
@@ -53,8 +54,8 @@ def draw(world: World) -> None:
     """Pictures of people; a folder for each use, and nobody in two of them."""
     for name, folder in world.sizes.drawn.items():
         if not world.drawn(name).exists():
-            command = ("--people", folder.people, "--pictures", folder.pictures, "--look", folder.look, "--first-person", folder.first, "--size", 128)
-            python("-m", "data_pipeline.people", world.drawn(name), *command)
+            command = ("--people", folder.people, "--pictures", folder.pictures, "--look", folder.look, "--first-person", folder.first)
+            python("-m", "data_pipeline.people", world.drawn(name), *command, "--size", 128, "--shots", *SHOTS)
 
 
 def recogniser(world: World) -> None:
@@ -85,7 +86,7 @@ def stack(world: World) -> None:
 
     if not (world.out / "stack").exists():
         with appearing(world.out / "stack") as partial:
-            stack.write(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
+            stack.begin(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
 
 
 def data(world: World) -> None:

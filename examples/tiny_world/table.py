@@ -10,8 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline import people
-from examples.tiny_world import classifier, prompts
-from examples.tiny_world.stages import SIZE, World, python
+from examples.tiny_world import classifier, prompts, strength
+from examples.tiny_world.stages import SHOTS, SIZE, World, python
 from infu_jax import checkpoint, face, runs
 from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
@@ -43,6 +43,7 @@ def make(world: World) -> None:
         how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, *SIZE, *options)
         python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")
+    (out / "strength.md").write_text(strength.table(world, world.out / "stage2", identities.read_identities(photos), asked), encoding="utf-8")
     print((out / "table.md").read_text(encoding="utf-8"))
 
 
@@ -58,7 +59,7 @@ def draw(folder: Path, count: int) -> Path:
         genders.append(f"{number},{who.gender}")
         (partial / str(number)).mkdir(exist_ok=True)
         for k in range(PHOTOS):
-            shown = people.render(who, people.picture(number, k, "snapshot"), 128, 128)
+            shown = people.render(who, people.picture(number, k, "snapshot", SHOTS), 128, 128)
             Image.fromarray(shown.image).save(partial / str(number) / f"{k}.png")
     (partial / "genders.csv").write_text("\n".join(genders) + "\n", encoding="utf-8")
     partial.rename(folder)
