@@ -1,4 +1,4 @@
-"""Embedded data: the tiny stack with the programs that made it, and sample faces."""
+"""Embedded data: the tiny stack, the program that makes its tokenizers, and sample faces."""
 
 from pathlib import Path
 
