@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # From the top down: a module may import from lower lines, and from its own package.
 LAYERS = (
     ("sample", "convert_weights", "train", "configs", "benchmarks"),
-    ("infu_jax.evaluation",),
+    ("infu_jax.evaluation", "infu_jax.demo"),
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
@@ -28,8 +28,8 @@ LAYERS = (
     ("infu_jax.errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FORBIDDEN = {"torch", "tensorflow", "transformers", "diffusers", "safetensors", "data_pipeline", "tests"}
-FILES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "build", "dist", "data_pipeline"} & {*p.relative_to(ROOT).parts}]
+FORBIDDEN = {"torch", "tensorflow", "transformers", "diffusers", "safetensors", "data_pipeline", "examples", "tests"}
+FILES = [p for p in ROOT.rglob("*.py") if not {".venv", "tests", "build", "dist", "data_pipeline", "examples"} & {*p.relative_to(ROOT).parts}]
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
 
 
