@@ -225,13 +225,14 @@ def synthesize(args: Args, models: Callable[[Args], Models]) -> Totals | None:
 
 def _order(args: Args) -> tuple[Photos, Order]:
     """Everything that can be wrong with the input, before a model is loaded."""
-    from data_pipeline import hooks, prompts, synthesis_sheets
+    from data_pipeline import hooks, synthesis_sheets
     from data_pipeline.chunks import check_detector
     from data_pipeline.photos import SourcePhotos, open_photos
     from data_pipeline.studio import Order
+    from infu_jax import prompts
 
     said = None if args.prompts_file is None else prompts.read_prompts(args.prompts_file)
-    genders = {} if args.genders is None else prompts.read_genders(args.genders)
+    genders = {} if args.genders is None else prompts.read_genders(args.genders, "person")
     before, after = (tuple(hooks.load_hook(name) for name in names) for names in (args.before, args.after))
     scorers = tuple(hooks.load_scorer(given) for given in args.scorers)
     if twice := [scorer.name for n, scorer in enumerate(scorers) if scorer.name in [other.name for other in scorers[:n]]]:
@@ -266,7 +267,7 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
     """What the result depends on, beside the models and the size of chunks."""
     from data_pipeline import records
 
-    said = repr((order.prompts, sorted(order.genders.items())))
+    said = repr(([(prompt.text, prompt.gender) for prompt in order.prompts or ()], sorted(order.genders.items())))
     return {
         "software": f"infu_jax {infu_jax.__version__}, records {records.VERSION}",
         "photos": photos.stated()

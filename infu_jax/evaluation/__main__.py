@@ -49,7 +49,8 @@ class Args:
     genders: OptionalPath = None
     """Another genders.csv."""
     prompts: OptionalPath = None
-    """Prompts of your own: one a line, woman or man or any, a tab, the text. By default 200 that come with the package."""
+    """Prompts of your own: one a line, `woman<TAB>prompt` or `man<TAB>prompt` for one gender only; or a .csv file with the columns prompt and
+    gender. By default 200 that come with the package."""
     prompts_per_person: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Only so many prompts for each person, evenly spaced over those for their gender."""
     pictures: OptionalPath = None
@@ -116,14 +117,15 @@ class Args:
 
 def main() -> None:
     args = _of_run(tyro.cli(Args, prog="python -m infu_jax.evaluation", description=__doc__))
-    from infu_jax.evaluation import comparing, identities, pairs, prompts, scores
+    from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
+    from infu_jax.prompts import read_prompts
 
     # Everything that can be wrong is looked at before the models are loaded, the quickest first.
     _check_options(args)
     bootstrap = Bootstrap(args.resamples, args.confidence, args.seed)
     people = identities.read_identities(args.identities, given=_named(args.gender, "--gender", "ada=woman"), table=args.genders)
-    wanted = pairs.plan(people, prompts.read_prompts(args.prompts), most=args.prompts_per_person, seed=args.seed)
+    wanted = pairs.plan(people, read_prompts(args.prompts or pairs.OWN), most=args.prompts_per_person, seed=args.seed)
     recognisers = _recogniser_paths(args)
     earlier = [scores.read(path) for path in args.compare]
     _check_out(args)

@@ -21,8 +21,9 @@ from infu_jax.cli import run
 from infu_jax.config import CLIPModelConfig
 from infu_jax.evaluation import __main__ as script
 from infu_jax.evaluation.clip import CLIP
-from infu_jax.evaluation.prompts import read_prompts
+from infu_jax.evaluation.pairs import OWN
 from infu_jax.models.clip_model import CLIPModel
+from infu_jax.prompts import read_prompts
 from infu_jax.tokenizers import load_clip_tokenizer
 from tests.conftest import ROOT
 
@@ -95,7 +96,7 @@ def test_paints_resumes_and_refuses_mixtures(tmp_path):
         f"{who}/{n:04d}.png" for who in ("ada", "bo", "cy") for n in ((101, 151) if who == "bo" else (1, 51))
     ]
     recipe = pictures.read_recipe(made[0])
-    assert recipe["prompt"] == read_prompts()[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
+    assert recipe["prompt"] == read_prompts(OWN)[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
     assert len({pictures.read_recipe(path)["seed"] for path in made}) == 6
     stored, value = results(out)
     assert stored["recognisers"] == [{"name": "arcface", "conditioned": True}] and len(stored["pictures"]) == 6 and "clip_score" not in value
@@ -137,7 +138,7 @@ def test_scores_a_folder(tmp_path, copies, clip_folder):
     assert stored["rows"][1]["name"] == "other photos of them" and stored["rows"][1]["measures"]["id_loss/second"]["value"] > 1e-4
 
     clip = CLIP.load(clip_folder, tokenizer=TOKENS)
-    texts, seen = clip.embed_texts([p.text for p in read_prompts()]), clip.embed_images([face.read_image(FACES / f"{who}.png") for who in ("ada", "cy")])
+    texts, seen = clip.embed_texts([p.text for p in read_prompts(OWN)]), clip.embed_images([face.read_image(FACES / f"{who}.png") for who in ("ada", "cy")])
     assert len(stored["pictures"]) == 5
     for row in stored["pictures"]:
         cosine = float(seen[int(row["identity"] == "cy")] @ texts[row["prompt"] - 1])
