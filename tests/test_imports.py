@@ -19,6 +19,7 @@ LAYERS = (
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
     ("infu_jax.lora",),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
+    ("infu_jax.storage",),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention", "infu_jax.pose"),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
