@@ -8,14 +8,13 @@ writes a page that needs no network and no other file, or a PNG sheet. It holds 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from data_pipeline.overview import Wanted, look
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import appearing, check_writable, run
 from infu_jax.errors import InputError
 
 
@@ -41,12 +40,8 @@ def main() -> None:
     found = look(args)
     data = overview_page.page(found).encode() if args.out.suffix.lower() == ".html" else overview_sheet.sheet(found)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.partial")
-    try:
+    with appearing(args.out, args.overwrite) as partial:
         partial.write_bytes(data)
-        partial.replace(args.out)
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{args.out}  {len(found.pairs)} of {found.targets:,} {found.pairing} pairs, {len(data) / 2**20:.1f} MiB")
 
 

@@ -53,17 +53,17 @@ def file_and_scale(text: str) -> tuple[Path, float]:
 
 
 @contextlib.contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary name beside `out`, for a file or folder that takes that name when the block ends well and is removed when it does not.
 
-    A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
+    replace: a file that is there is replaced; otherwise it is an error. A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
     """
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if out.exists():
+        if out.exists() and not replace:
             raise InputError(f"{out} has appeared meanwhile; choose another name")
-        partial.rename(out)
+        partial.replace(out)
     finally:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 

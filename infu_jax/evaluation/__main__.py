@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import appearing, check_writable, run
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
 
@@ -327,12 +326,8 @@ def _write(args: Args, mine: Scores, people: Sequence[Identity], wanted: Sequenc
     )
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in zip(RESULTS, (json.dumps(stored, indent=1, ensure_ascii=False) + "\n", table, page), strict=True):
-        partial = args.out / f".{name}.{os.getpid()}.partial"
-        try:
+        with appearing(args.out / name, replace=True) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(args.out / name)
-        finally:
-            partial.unlink(missing_ok=True)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(comparing.markdown(rows + differences, known), end="")
