@@ -18,11 +18,12 @@ import pytest
 
 import convert_weights
 from infu_jax import checkpoint, export
-from infu_jax.checkpoint import HostParam, abstract, param_shapes
+from infu_jax.checkpoint import abstract, param_shapes
 from infu_jax.config import FluxConfig, InfuseNetConfig
 from infu_jax.convert import numbers, rules, safetensors, source, torch_pickle
 from infu_jax.convert.errors import ConversionError
 from infu_jax.models import MODELS
+from infu_jax.storage import HostParam
 from tests import random_stack
 from tests.test_sample_cli import FLUX, INFU, ROOT, assert_one_line, changed, command, edit_keys, listing
 

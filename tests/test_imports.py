@@ -19,13 +19,14 @@ LAYERS = (
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
     ("infu_jax.lora",),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
+    ("infu_jax.storage",),
     ("infu_jax.convert", "infu_jax.models"),
-    ("infu_jax.attention",),
+    ("infu_jax.attention", "infu_jax.pose"),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
     ("infu_jax.run_state", "infu_jax.recipes", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures", "infu_jax.hub"),
-    ("infu_jax.train_config",),
+    ("infu_jax.train_config", "infu_jax.prompts"),
     ("infu_jax.config", "infu_jax.runs"),
-    ("infu_jax.errors",),
+    ("infu_jax.errors", "infu_jax.seeds"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FORBIDDEN = {"torch", "tensorflow", "transformers", "diffusers", "safetensors", "data_pipeline", "examples", "tests"}

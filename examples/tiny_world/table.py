@@ -15,7 +15,7 @@ from examples.tiny_world.stages import SHOTS, SIZE, World, python
 from infu_jax import checkpoint, face, runs
 from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
-from infu_jax.evaluation.prompts import read_prompts
+from infu_jax.prompts import read_prompts
 
 FIRST_PERSON, FIRST_PROMPT = 910_000, 50_000
 PHOTOS = 3  # the first is what a model is shown
