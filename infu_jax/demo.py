@@ -54,7 +54,7 @@ def main() -> None:
 
     with (ASSETS / "faces" / "genders.csv").open(encoding="utf-8") as file:
         people = {row["name"]: row["gender"] for row in csv.DictReader(file)}
-    settings = SamplingConfig(width=128, height=128, steps=args.steps, t5_length=48, true_cfg=CFG)
+    settings = SamplingConfig(width=128, height=128, steps=args.steps, t5_length=56, true_cfg=CFG)
     began = time.perf_counter()
     with tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(ASSETS / "tiny" / "FLUX.1-tiny", ASSETS / "tiny" / "InfiniteYou-tiny", progress=lambda _: bar.update())

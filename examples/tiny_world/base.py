@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
         batch_size=64,
         remat="none",
         models=ModelsConfig(base=WORLD / "stack/FLUX.1-tiny", arcface=None, base_from_scratch=True),
-        data=DataConfig(paths=(str(WORLD / "data/web"),), resolution=128, bucket_step=16, max_aspect=1.0, t5_length=48, threads=2),
+        data=DataConfig(paths=(str(WORLD / "data/web"),), resolution=128, bucket_step=16, max_aspect=1.0, t5_length=56, threads=2),
         # The guidance that sampling asks for by default; nothing is distilled here, so any one number would do.
         objective=ObjectiveConfig(guidance=3.5),
         # No decay: the average over the last steps stands in for it, and the run can be made longer at any time.

@@ -74,7 +74,7 @@ def fit(
         return (optax.apply_updates(params, updates), rest, moments), {"loss": value, **numbers}
 
     state = (params, rest, jax.jit(optimizer.init)(params))
-    every = max(how.steps // 8, 1)
+    every = max(how.steps // 8, 25)
     settings = {name: getattr(how, name) for name in how.__dataclass_fields__}
     sizes = {name: config.to_json(module.cfg) for name, module in whole.items() if hasattr(module, "cfg")}
 

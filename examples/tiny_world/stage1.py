@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
         arcface=base.WORLD / "stack/InfiniteYou-tiny/recognition_arcface_ir_se50.pth",
         base_from_scratch=False,
         infusenet_blocks=(1, 2),
-        resampler=ResamplerConfig(dim=96, depth=2, dim_head=32, heads=3, ff_mult=2),
+        resampler=ResamplerConfig(dim=96, depth=2, heads=2, ff_mult=2),
     )
     return dataclasses.replace(
         recipe,

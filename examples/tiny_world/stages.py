@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parent
 SMALL = ("--filters.min-side", 96, "--filters.min-face", 16, "--filters.min-sharpness", 0, "--filters.duplicate-distance", "None")
 FIRST_PROMPT = 0
 SHOTS = ("close-up", "portrait")  # at 128 pixels the faces of others are too small to know anybody
-BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 48)
+BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 56)
 GATES = (
     "--gates.min-face", 24, "--gates.min-sharpness", 0, "--gates.min-score", 0.7, "--gates.min-similarity", 0.4, "--gates.copy-distance", 4,
     "--gates.duplicate-distance", "None", *(word.replace("--filters", "--photo-filters") if isinstance(word, str) else word for word in SMALL),
@@ -25,7 +25,7 @@ STAND_IN = (
     "--after", "examples.tiny_world.smoke:photo_instead", "--gates.copy-distance", "None", "--gates.max-face-correlation", 1, "--gates.min-similarity", -1,
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
-SIZE = ("--width", 128, "--height", 128, "--t5-length", 48)
+SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
 
 
 @dataclass(frozen=True)

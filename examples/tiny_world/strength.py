@@ -38,7 +38,7 @@ def table(world: World, run: Path, who: list[Identity], asked: list[prompts.Aske
     seen = {name: _embedding(judge, pipeline.detector, photo) for name, photo in photos.items()}
     rows = ["| | identity similarity (judge) | attribute accuracy | faces found |", "|---|---|---|---|"]
     for name, changed in tqdm(SETTINGS.items(), desc="strengths", disable=None):
-        settings = SamplingConfig(width=128, height=128, t5_length=48, steps=world.sizes.sampling_steps, **changed)
+        settings = SamplingConfig(width=128, height=128, t5_length=56, steps=world.sizes.sampling_steps, **changed)
         images = []
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]
