@@ -31,7 +31,7 @@ from infu_jax.errors import InputError
 from infu_jax.pipeline import InfUPipeline
 
 ROOT = Path(__file__).parents[1]
-FLUX, INFU = ASSETS / "tiny" / "FLUX.1-tiny", ASSETS / "tiny" / "InfiniteYou-tiny"
+FLUX, INFU = random_stack.folders()
 ADA, BO = ASSETS / "faces" / "ada.png", ASSETS / "faces" / "bo.png"
 SMALL = ("--width", 64, "--height", 64, "--steps", 1, "--t5-length", 16)
 MAKE_MESH = sharding.make_mesh
@@ -227,7 +227,6 @@ def test_no_prompt(tmp_path):
 
 def test_parts_of_different_models(tmp_path, monkeypatch):
     """Each is whole; they just do not belong together."""
-    from tests import random_stack
 
     cfg = dataclasses.replace(random_stack.INFUSENET, hidden_size=32, num_heads=1)
     infu = changed(tmp_path, INFU, lambda f: shutil.rmtree(f / "InfuseNetModel"))
