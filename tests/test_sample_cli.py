@@ -29,6 +29,7 @@ from infu_jax.config import MeshConfig
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
 from infu_jax.pipeline import InfUPipeline
+from tests import random_stack
 
 ROOT = Path(__file__).parents[1]
 FLUX, INFU = random_stack.folders()
