@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from infu_jax import checkpoint, lora, quantize
+import sample
+from infu_jax import checkpoint, lora, pictures, quantize
 from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
 from infu_jax.config import FluxConfig, InfuseNetConfig, SamplingConfig, T5Config
 from infu_jax.convert import safetensors
@@ -18,6 +19,7 @@ from infu_jax.models.flux import rope
 from infu_jax.pipeline import InfUPipeline
 from infu_jax.sharding import AXES, make_mesh
 from tests.conftest import assert_close, unit_vector
+from tests.test_sample_cli import SMALL, command, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
 
 PROMPTS = ["a man in a garden", "a chef"]
 
@@ -107,7 +109,7 @@ def test_other_storage_same_integers(tiny, rounded, tmp_path):
 
 def test_pictures(pipeline, rounded, paint):
     """Velocity within 1 % of float32 in each step, pictures nearly the same; both transformers and T5 rounded."""
-    settings = dict(id_embedding=unit_vector(128), seeds=[5, 6], trace=True)
+    settings = dict(id_embedding=unit_vector(pipeline.arcface.cfg.embedding_dim), seeds=[5, 6], trace=True)
     exact, near = (p(PROMPTS, settings=SamplingConfig(64, 80, 3, t5_length=24), **settings).trace for p in (pipeline, rounded))
     for a, b in zip(exact["velocity"], near["velocity"]):
         error = np.linalg.norm(b - a) / np.linalg.norm(a)
@@ -168,7 +170,7 @@ def test_gradients(tiny, rounded, inputs):
     for a, b, c in zip(exact, ours, same, strict=True):
         error = np.linalg.norm(b - a) / np.linalg.norm(a)
         print(f"gradient {error:.2%}")
-        assert 1e-5 < error < 2e-2
+        assert 1e-5 < error < 5e-2
         assert_close(np.asarray(b), np.asarray(c), 1e-5)
 
 
@@ -191,10 +193,12 @@ def test_no_copy_waits_for_the_backward_pass(rounded, inputs, remat, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def loras(tmp_path_factory):
+def loras(rounded, tmp_path_factory):
     """Strong, of three layers of the transformer, one of which is not rounded."""
-    draw, folder = np.random.default_rng(1).standard_normal, tmp_path_factory.mktemp("loras")
-    names = {"single_transformer_blocks.3.proj_out": (64, 320), "transformer_blocks.1.attn.to_k": (64, 64), "context_embedder": (64, 32)}
+    cfg, draw, folder = rounded.flux.cfg, np.random.default_rng(1).standard_normal, tmp_path_factory.mktemp("loras")
+    size = cfg.hidden_size
+    names = {"single_transformer_blocks.0.proj_out": (size, size + cfg.mlp_size), "transformer_blocks.0.attn.to_k": (size, size)}
+    names |= {"context_embedder": (size, cfg.context_in_dim)}
     tensors = {}
     for name, (outputs, inputs) in names.items():
         tensors |= {
@@ -228,3 +232,15 @@ def test_loras(tiny, rounded, loras, tmp_path):
     finally:
         rounded.set_loras([])
     assert_same(bits(rounded.flux), before)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_sample(tmp_path):
+    """The option reaches the pictures and their metadata, and --like takes it from there."""
+    given = (*SMALL, "--prompt", "a chef", "--seed", 3, "--out", tmp_path / "out")
+    made = [only(command(sample, *given, "--weights", weights)) for weights in ("auto", "int8")]
+    assert (pixels(made[0]) != pixels(made[1])).any()
+    assert [pictures.read_recipe(path)["weights"] for path in made] == ["auto", "int8"]
+    assert sample._defaults(["--like", str(made[1])]).weights == "int8"

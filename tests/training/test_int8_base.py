@@ -79,7 +79,7 @@ def test_plan(monkeypatch):
     assert all(found["int8"][name] == found["auto"][name] for name in found["auto"] if name != "flux")
     kernel, scale = (found["int8"]["flux"]["double_blocks.txt.attn_out." + name] for name in ("kernel", "kernel_scale"))
     assert kernel == (found["auto"]["flux"]["double_blocks.txt.attn_out.kernel"][0], jnp.int8, P(None, "tensor", None, "fsdp"))
-    assert scale == ((4, 1, 1, 64), jnp.float32, P(None, None, None, "fsdp"))
+    assert scale == ((kernel[0][0], 1, 1, kernel[0][3]), jnp.float32, P(None, None, None, "fsdp"))
 
 
 class Devices:
