@@ -20,7 +20,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Args:
-    sizes: tuple[str, ...] = ("256:4:8", "256:19:38", "768:4:8")
+    sizes: tuple[str, ...] = ("256:4:8", "256:19:38")
     """Random models, as hidden size:double blocks:single blocks."""
     modulation: float = 0.3
     """Size of their modulations' weights; 1 is that of all others, 1 / sqrt(inputs)."""

@@ -19,7 +19,7 @@ from infu_jax.models.flux import rope
 from infu_jax.pipeline import InfUPipeline
 from infu_jax.sharding import AXES, make_mesh
 from tests.conftest import assert_close, unit_vector
-from tests.test_sample_cli import SMALL, command, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
+from tests.test_sample_cli import SMALL, command, one_device, only  # noqa: F401  (one_device is a fixture)
 
 PROMPTS = ["a man in a garden", "a chef"]
 
@@ -107,10 +107,20 @@ def test_other_storage_same_integers(tiny, rounded, tmp_path):
 # What it costs in accuracy ------------------------------------------------------------------------
 
 
-def test_pictures(pipeline, rounded, paint):
+def trace(pipeline):
+    """Of two pictures in three steps."""
+    settings, who = SamplingConfig(64, 80, 3, t5_length=24), unit_vector(pipeline.arcface.cfg.embedding_dim)
+    return pipeline(PROMPTS, id_embedding=who, seeds=[5, 6], settings=settings, trace=True).trace
+
+
+@pytest.fixture(scope="module")
+def near(rounded):
+    return trace(rounded)
+
+
+def test_pictures(pipeline, rounded, near):
     """Velocity within 1 % of float32 in each step, pictures nearly the same; both transformers and T5 rounded."""
-    settings = dict(id_embedding=unit_vector(pipeline.arcface.cfg.embedding_dim), seeds=[5, 6], trace=True)
-    exact, near = (p(PROMPTS, settings=SamplingConfig(64, 80, 3, t5_length=24), **settings).trace for p in (pipeline, rounded))
+    exact = trace(pipeline)
     for a, b in zip(exact["velocity"], near["velocity"]):
         error = np.linalg.norm(b - a) / np.linalg.norm(a)
         print(f"velocity {error:.2%}")
@@ -123,14 +133,14 @@ def test_pictures(pipeline, rounded, paint):
     assert size(rounded) < 0.45 * size(pipeline)
     # And it is no other model than the one that its integers and scales state.
     whole = {name: with_params(abstract(name, getattr(rounded, name).cfg), dequantized(getattr(rounded, name))) for name in quantize.MODELS}
-    assert_close(paint(rounded), paint(dataclasses.replace(pipeline, **whole)), 1e-5)
+    assert_close(near["image"], trace(dataclasses.replace(pipeline, **whole))["image"], 1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 2), (2, 2, 2)])
-def test_the_same_pictures_on_many_devices(tiny, rounded, paint, sizes):
+def test_the_same_pictures_on_many_devices(tiny, near, sizes):
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
     split = InfUPipeline.load(*tiny, weights="int8", mesh=mesh, offload=sizes[0] == 2)
-    assert_close(paint(split), paint(rounded), 1e-5)
+    assert_close(trace(split)["image"], near["image"], 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +247,11 @@ def test_loras(tiny, rounded, loras, tmp_path):
 # The command --------------------------------------------------------------------------------------
 
 
-def test_sample(tmp_path):
-    """The option reaches the pictures and their metadata, and --like takes it from there."""
-    given = (*SMALL, "--prompt", "a chef", "--seed", 3, "--out", tmp_path / "out")
-    made = [only(command(sample, *given, "--weights", weights)) for weights in ("auto", "int8")]
-    assert (pixels(made[0]) != pixels(made[1])).any()
-    assert [pictures.read_recipe(path)["weights"] for path in made] == ["auto", "int8"]
-    assert sample._defaults(["--like", str(made[1])]).weights == "int8"
+def test_sample(tmp_path, monkeypatch):
+    """The option reaches the models and the picture's metadata, and --like takes it from there."""
+    loaded, load = [], quantize.load
+    monkeypatch.setattr(quantize, "load", lambda name, *given: loaded.append(name) or load(name, *given))
+    made = only(command(sample, *SMALL, "--prompt", "a chef", "--seed", 3, "--weights", "int8", "--out", tmp_path / "out"))
+    assert sorted(loaded) == ["flux", "infusenet", "t5"]
+    assert pictures.read_recipe(made)["weights"] == "int8"
+    assert sample._defaults(["--like", str(made)]).weights == "int8"
