@@ -37,13 +37,12 @@ def test_a_run_goes_on(train, tmp_path):
         quantize.open_params(out, "infusenet", ema=False)
 
 
-def test_a_new_infusenet_is_not_rounded():
+def test_a_new_infusenet_is_not_rounded(tiny):
     """It starts from the stored base: the same numbers as when the base is not rounded."""
     mesh, made = make_mesh(1, 2, 2, devices=jax.devices()[:4]), []
     for weights in ("auto", "int8"):
-        cfg = TrainConfig(
-            out=Path("unused"), models=ModelsConfig(base=args().models.base, arcface=args().models.arcface, infusenet_blocks=(1, 2), base_weights=weights)
-        )
+        models = ModelsConfig(base=tiny[0], arcface=tiny[1] / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2), base_weights=weights)
+        cfg = TrainConfig(out=Path("unused"), models=models)
         frozen = initial.frozen_models(cfg, {"flux", "autoencoder"}, mesh, "float32", lambda name: None)
         assert {x.dtype for x in jax.tree.leaves(frozen["autoencoder"])} == {jnp.dtype("float32")}
         kept = {x.dtype for path, x in params_of(frozen["flux"]).items() if path.startswith("single_blocks") and path.endswith("kernel")}
