@@ -14,6 +14,7 @@ from insightface.data import get_image
 
 from infu_jax import face, latents
 from infu_jax import pipeline as module
+from infu_jax.assets import ASSETS
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.flow import ScheduleConfig, schedule
@@ -263,7 +264,7 @@ def test_offload(tiny, pipeline, paint):
         kinds = {v[...].sharding.memory_kind for _, v in nnx.to_flat_state(nnx.state(getattr(parked, name)))}
         assert kinds == {"pinned_host" if name in module.PARKED else "device"}, name
     np.testing.assert_array_equal(paint(parked), paint(pipeline))
-    photo = face.read_image(tiny[0].parents[1] / "faces" / "ada.png")
+    photo = face.read_image(ASSETS / "faces" / "ada.png")
     np.testing.assert_array_equal(parked.embed_face(photo), pipeline.embed_face(photo))
 
 
