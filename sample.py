@@ -33,7 +33,7 @@ from infu_jax.cli import check_writable, file_and_scale, memory_advice, run
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
 
-ADVICE = "try --weights int8, --offload, --dtype bfloat16, a smaller --batch or picture, or more devices"
+ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 

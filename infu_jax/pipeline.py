@@ -231,7 +231,7 @@ class InfUPipeline:
             model, added = self._ready(name), lora.together(changes, name)
             if not added and name not in self.former:
                 continue
-            model = lora.restore(model, self.former.pop(name, {}))
+            model = lora.restore(model, self.former.get(name, {}))
             if name in self.stored:
                 model, self.former[name] = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
             else:

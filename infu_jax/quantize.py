@@ -38,9 +38,9 @@ def quantized(module: nnx.Module) -> nnx.Module:
     module = nnx.clone(module)
     for path, layer in nnx.iter_modules(module):
         if isinstance(layer, Linear) and path[0].endswith("blocks"):
-            shape, n = layer.kernel.shape, 1 + layer.input_axes  # after the layer axis
-            layer.kernel = nnx.Param(jax.ShapeDtypeStruct(shape, jnp.int8))
-            layer.kernel_scale = nnx.data(nnx.Param(jax.ShapeDtypeStruct((shape[0], *(1,) * (n - 1), *shape[n:]), jnp.float32)))
+            layers, n, shape = layer.kernel.shape[0], layer.input_axes, layer.kernel.shape[1:]
+            layer.kernel = nnx.Param(jax.ShapeDtypeStruct((layers, *shape), jnp.int8))
+            layer.kernel_scale = nnx.data(nnx.Param(jax.ShapeDtypeStruct((layers, *(1,) * n, *shape[n:]), jnp.float32)))
     return module
 
 
@@ -64,7 +64,10 @@ def targets(model: str, module: nnx.Module, mesh: Mesh | AbstractMesh, dtype: An
 
 
 def open_params(path: str | os.PathLike, model: str, *, ema: bool = True) -> dict[str, HostParam]:
-    """The parameters of a stored model in float32, to be changed by LoRAs before `load` rounds them; arguments as `checkpoint.load_model` has them."""
+    """The parameters of a stored model in float32, to be changed by LoRAs before `load` rounds them; arguments as `checkpoint.load_model` has them.
+
+    Those of a training run are compared with their fingerprints first, one after the other. Raises as `checkpoint.load_model` does.
+    """
     found = checkpoint.open_model(path, model, ema=ema)
     params = checkpoint.open_params(found, np.float32)
     if found.layout.name == checkpoint.RUN:
@@ -75,7 +78,7 @@ def open_params(path: str | os.PathLike, model: str, *, ema: bool = True) -> dic
 
 
 def load(model: str, module: nnx.Module, params: Mapping[str, HostParam], mesh: Mesh, dtype: Any) -> nnx.Module:
-    """Read and round a model, layer by layer: besides the result there is never more of it in memory than one layer of one parameter.
+    """Read and round a model: besides the result there is never more of it in memory than one layer of one kernel, or one embedder.
 
     module: the model with shapes in the place of arrays, not quantized.
     params: its parameters in storage.
