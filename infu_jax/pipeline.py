@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, hub, latents, lora, sampler
-from infu_jax.config import FluxConfig, SamplingConfig
+from infu_jax import checkpoint, face, flow, hub, latents, lora, quantize, sampler
+from infu_jax.checkpoint import HostParam
+from infu_jax.config import FluxConfig, SamplingConfig, Weights
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder
@@ -79,6 +80,7 @@ class InfUPipeline:
     dtype: Any
     offload: bool = False
     former: dict[str, dict[str, jax.Array]] = field(default_factory=dict, repr=False)  # what `set_loras` has changed, as it was before
+    stored: dict[str, Mapping[str, HostParam]] = field(default_factory=dict, repr=False)  # of models in int8, what they were rounded from
 
     @classmethod
     def load(
@@ -95,6 +97,7 @@ class InfUPipeline:
         dtype: Any = jnp.float32,
         ema: bool = True,
         offload: bool = False,
+        weights: Weights = "auto",
         progress: Callable[[str], None] = lambda name: None,
     ) -> InfUPipeline:
         """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote; each path may be a Hugging Face id, see `hub`.
@@ -109,6 +112,7 @@ class InfUPipeline:
             mesh: devices to spread over, by default one.
             ema: of a training run, take the average of the weights where it keeps one.
             dtype: of weights and computation; ArcFace, norms, softmax, schedule and latents stay float32.
+            weights: int8 keeps the blocks of both transformers and of T5 in eight bits, see `quantize`; LoRAs are merged before they are rounded.
             progress: called with the name of each part before it is loaded.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
@@ -124,16 +128,22 @@ class InfUPipeline:
         changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
         schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
-        models = {}
+        models, stored = {}, {}
         for name, path in places.items():
             progress(name)
-            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema)
-            models[name], _ = lora.merge(models[name], lora.together(changes, name))
+            added = lora.together(changes, name)
+            if weights == "int8" and name in quantize.MODELS:
+                stored[name] = lora.merge_stored(quantize.open_params(path, name, ema=ema), added)
+                models[name] = quantize.load(name, shapes[name], stored[name], mesh, dtype)
+            else:
+                models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema)
+                models[name], _ = lora.merge(models[name], added)
             if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
                 models[name] = _move(models[name], "pinned_host")
         return cls(
-            **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload
-        )
+            **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload,
+            stored=stored,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -212,14 +222,20 @@ class InfUPipeline:
     def set_loras(self, loras: Sequence[tuple[str | os.PathLike, float]]) -> None:
         """Paint with these LoRA files and scales from now on, in the place of those given here before; with none, as loaded.
 
-        The weights that they change wait in host memory, so nothing is loaded again. Raises ConversionError for a file that does not fit.
+        The weights that they change wait in host memory, so nothing is loaded again but, where they are kept in int8, those very weights: they
+        are rounded anew from storage, as `load` does. Raises ConversionError for a file that does not fit.
         """
-        changes = [lora.read(hub.local(path, ["lora"]), scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
+        shapes = {name: checkpoint.abstract(name, getattr(self, name).cfg) for name in lora.MODELS}
+        changes = [lora.read(hub.local(path, ["lora"]), scale, shapes) for path, scale in loras]
         for name in lora.MODELS:
             model, added = self._ready(name), lora.together(changes, name)
             if not added and name not in self.former:
                 continue
-            model, self.former[name] = lora.merge(lora.restore(model, self.former.pop(name, {})), added, keep=True)
+            model = lora.restore(model, self.former.get(name, {}))
+            if name in self.stored:
+                model, self.former[name] = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
+            else:
+                model, self.former[name] = lora.merge(model, added, keep=True)
             setattr(self, name, _move(model, "pinned_host") if self.offload and name in PARKED else model)
 
     @property

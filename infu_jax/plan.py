@@ -64,7 +64,7 @@ def compile_step(args: Args) -> dict[str, Any]:
     import numpy as np
     from jax.experimental import topologies
 
-    from infu_jax import flops, flow, initial, training
+    from infu_jax import flops, flow, initial, quantize, training
     from infu_jax.checkpoint import abstract, param_shapes, with_params
     from infu_jax.sharding import RULES, batch_sharding, make_mesh, param_shardings
 
@@ -83,6 +83,8 @@ def compile_step(args: Args) -> dict[str, Any]:
 
     def weights(name):
         module = abstract(name, sizes[name])
+        if name == "flux" and args.models.base_weights == "int8":
+            return with_params(quantize.quantized(module), quantize.targets(name, module, mesh, jnp.bfloat16))
         shapes = param_shapes(module)
         shardings = param_shardings(mesh, RULES[name], {k: v.shape for k, v in shapes.items()})
         dtype = jnp.float32 if name == "arcface" else jnp.bfloat16
