@@ -62,14 +62,14 @@ def recogniser(world: World) -> None:
     """The face encoder that pictures are conditioned on."""
     from examples.tiny_world import recogniser, stack
 
-    recogniser.train(world.out / "recogniser", stack.ARCFACE, world.drawn("faces"), world.drawn("held_out"), world.sizes.recogniser)
+    recogniser.train(world.out / "recogniser", stack.ARCFACE, world.drawn("faces"), world.drawn("held_out"), world.sizes.recogniser, world.sizes.count("faces"))
 
 
 def judge(world: World) -> None:
     """A second one, of another shape, trained on other people, which only measures."""
     from examples.tiny_world import recogniser, stack
 
-    recogniser.train(world.out / "judge", stack.JUDGE, world.drawn("judges"), world.drawn("held_out"), world.sizes.judge)
+    recogniser.train(world.out / "judge", stack.JUDGE, world.drawn("judges"), world.drawn("held_out"), world.sizes.judge, world.sizes.count("judges"))
 
 
 def autoencoder(world: World) -> None:
