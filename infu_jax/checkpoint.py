@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -126,7 +127,9 @@ def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
     return module
 
 
-def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None, ema: bool = True) -> nnx.Module:
+def load_model(
+    path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None, ema: bool = True, host: re.Pattern | None = None
+) -> nnx.Module:
     """Load one model from a PyTorch file or folder, from our own folder, or from a training run, straight into its sharding.
 
     Args:
@@ -135,12 +138,16 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
         mesh: where the parameters go; by default one device.
         dtype: of the floating-point parameters; by default as stored.
         ema: of a run, take the average of the weights where it keeps one.
+        host: parameters whose whole path it matches go to host memory.
     Raises:
         ConversionError: what is there is not this model, whole and of the stated sizes.
     """
     found = open_model(path, model, ema=ema)
     module = check(found)
     shardings = _shardings(model, module, mesh or make_mesh(devices=jax.devices()[:1]))
+    parked = {k: s.with_memory_kind("pinned_host") for k, s in shardings.items() if host is not None and host.fullmatch(k)}
+    if found.layout.name != RUN:  # a run's are checked on the device first
+        shardings |= parked
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     if found.layout.name == CONVERTED:
@@ -150,6 +157,7 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
         arrays = _read_orbax(found.path, stored)
         run_state.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
         arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
+        arrays |= {k: jax.device_put(arrays[k], s) for k, s in parked.items()}
     else:
         arrays = _read_torch(found, plan, targets)
     return with_params(module, arrays)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder
 from infu_jax.models.clip import CLIPTextEncoder
-from infu_jax.models.flux import Flux
+from infu_jax.models.flux import MODULATION, Flux
 from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
 from infu_jax.models.t5 import T5Encoder
@@ -36,8 +37,14 @@ from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer, load_t5_tokenize
 CLIP_LENGTH = 77
 # The models that run once per picture: what `offload` keeps in host memory.
 PARKED = ("resampler", "autoencoder", "t5", "clip", "arcface")
+# And the transformers' parameters that do: of their blocks' modulations, which are computed for all steps before the first.
+PARKED_PARAMETERS = re.compile(r"(double|single)_blocks\.(.*\.)?mod\..*")
+# Of a parked model: parameters that its program fetches from host memory itself, one block at a time. T5's blocks are 9 of its 10 GB.
+STREAMED = {"t5": re.compile(r"blocks\..*")}
 # Schedules are padded to this many times, so that another number of steps needs no other program.
 SCHEDULE_PAD = 1024
+# Modulations are made, kept and used for this many steps at once, for the same reason; FLUX.1-dev's take 2.6 MB a step and picture in bfloat16.
+TABLE_STEPS = 32
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Pictures:
 class InfUPipeline:
     """InfiniteYou for sampling. Make one with `load`, then call it.
 
-    offload: the models that run once per picture wait in host memory while the transformers run.
+    offload: what runs once per picture waits in host memory while the transformers run: all other models, and a quarter of the transformers.
     """
 
     flux: Flux
@@ -127,7 +134,8 @@ class InfUPipeline:
         models = {}
         for name, path in places.items():
             progress(name)
-            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema)
+            host = PARKED_PARAMETERS if offload else None
+            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema, host=host)
             models[name], _ = lora.merge(models[name], lora.together(changes, name))
             if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
                 models[name] = _move(models[name], "pinned_host")
@@ -216,11 +224,11 @@ class InfUPipeline:
         """
         changes = [lora.read(hub.local(path, ["lora"]), scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
         for name in lora.MODELS:
-            model, added = self._ready(name), lora.together(changes, name)
+            model, added = getattr(self, name), lora.together(changes, name)
             if not added and name not in self.former:
                 continue
             model, self.former[name] = lora.merge(lora.restore(model, self.former.pop(name, {})), added, keep=True)
-            setattr(self, name, _move(model, "pinned_host") if self.offload and name in PARKED else model)
+            setattr(self, name, model)
 
     @property
     def autoencoder_downscale(self) -> int:
@@ -264,22 +272,39 @@ class InfUPipeline:
         first, last = flow.window(settings.steps, settings.guidance_start, settings.guidance_end)
         if settings.conditioning_scale == 0:
             first, last = 0, 0
-        padded = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, -len(x) % SCHEDULE_PAD))), schedule)
+        padded = jax.tree.map(lambda x: np.pad(x, (0, -len(x) % SCHEDULE_PAD)), schedule)
+        tables = [
+            self._tables(padded.model_times[k : k + TABLE_STEPS], given if max(first, k) < min(last, k + TABLE_STEPS) else given._replace(identity=None))
+            for k in range(0, settings.steps, TABLE_STEPS)
+        ]
+        padded = jax.tree.map(jnp.asarray, padded)
+        flux = _without_modulations(self.flux)
         record = dict(velocity=[], latents=[], double_residuals=[], single_residuals=[])
-        for start, stop, guided in sampler.segments(settings.steps, first, last):
-            infusenet, conditions = (self.infusenet, given) if guided else (None, given._replace(identity=None))
+        for start, stop, guided in sampler.segments(settings.steps, first, last, TABLE_STEPS):
+            infusenet, conditions, table = _without_modulations(self.infusenet), given, tables[start // TABLE_STEPS]
+            if not guided:
+                infusenet, conditions, table = None, given._replace(identity=None), table._replace(infusenet=None)
             stride = 1 if progress or trace else stop - start
             for k in range(start, stop, stride):
                 if trace:
-                    img, v, residuals = _traced_step(self.flux, infusenet, img, padded, k, conditions, dtype=self.dtype)
+                    img, v, residuals = _traced_step(flux, infusenet, img, padded, k, conditions, table, dtype=self.dtype)
                     for name, value in zip(record, (v, img, residuals and residuals.double, residuals and residuals.single)):
                         record[name].append(None if value is None else self._fetch(value))
                 else:
-                    img = _steps(self.flux, infusenet, img, padded, k, k + stride, conditions, dtype=self.dtype)
+                    img = _steps(flux, infusenet, img, padded, k, k + stride, conditions, table, dtype=self.dtype)
                 if progress:
                     img.block_until_ready()
                     progress(k + stride, settings.steps)
         return img, record
+
+    def _tables(self, times: np.ndarray, given: sampler.Conditions) -> sampler.Tables:
+        """All models' modulations at some times, so that the loop needs no weights of theirs."""
+        modulation = partial(_modulation, dtype=self.dtype)
+        return sampler.Tables(
+            flux=modulation(self.flux, times, given.text.y, given.guidance),
+            infusenet=given.identity and modulation(self.infusenet, times, given.text.y, given.identity.guidance),
+            negative=given.negative and modulation(self.flux, times, given.negative.y, given.guidance),
+        )
 
     def _noise(self, given: np.ndarray | None, name: str, seeds: Sequence[int], purpose: int, shape: tuple[int, ...]) -> np.ndarray:
         if given is None:
@@ -296,9 +321,9 @@ class InfUPipeline:
         return np.asarray(x if x.is_fully_addressable else jax.device_put(x, NamedSharding(self.mesh, P())))
 
     def _ready(self, name: str):
-        """A model with its weights on the device; where it is parked, a copy that goes when its user lets go of it."""
+        """A model with its weights where its program wants them; where it is parked, a copy that goes when its user lets go of it."""
         model = getattr(self, name)
-        return _move(model, "device") if self.offload else model
+        return _move(model, "device", but=STREAMED.get(name)) if self.offload else model
 
 
 # Programs. Models are pytrees, so weights are arguments and sizes are part of the cache key.
@@ -325,14 +350,19 @@ def _encode_control(autoencoder: Autoencoder, image, noise, *, dtype):
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _traced_step(flux: Flux, infusenet: InfuseNet | None, img, schedule, k, given, *, dtype):
-    v, residuals = sampler.velocity(flux, infusenet, img, schedule.model_times[k], given, dtype)
+def _modulation(model: Flux | InfuseNet, times, y, guidance, *, dtype):
+    return jax.vmap(lambda t: model.modulation(jnp.broadcast_to(t, len(y)), y, guidance, dtype))(times)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _traced_step(flux: Flux, infusenet: InfuseNet | None, img, schedule, k, given, tables, *, dtype):
+    v, residuals = sampler.velocity(flux, infusenet, img, schedule.model_times[k], given, dtype, tables=sampler.at_step(tables, k))
     return flow.euler_step(img, v, schedule.times[k], schedule.times[k + 1]), v, residuals
 
 
 @partial(jax.jit, static_argnames="dtype", donate_argnames="img")
-def _steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, *, dtype):
-    return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype)
+def _steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, tables, *, dtype):
+    return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype, tables)
 
 
 @partial(jax.jit, static_argnames=("h", "w", "dtype"))
@@ -340,8 +370,16 @@ def _decode(autoencoder: Autoencoder, img, *, h, w, dtype):
     return autoencoder.decode(latents.unpack(img, h, w).astype(dtype)).astype(jnp.float32)
 
 
-def _move(model, memory_kind: str):
-    return jax.tree.map(lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind)), model)
+def _without_modulations(model: Flux | InfuseNet):
+    """The model as the loop needs it, which has tables of modulations."""
+    return checkpoint.with_params(model, {path: None if MODULATION.fullmatch(path) else w for path, w in checkpoint.params_of(model).items()})
+
+
+def _move(model, memory_kind: str, but: re.Pattern | None = None):
+    """The model in other memory; `but` parameters whose path matches, which stay where they are."""
+    move = lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind))  # noqa: E731
+    stays = lambda path: but is not None and but.fullmatch(path)  # noqa: E731
+    return checkpoint.with_params(model, {path: a if stays(path) else move(a) for path, a in checkpoint.params_of(model).items()})
 
 
 def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> flow.ScheduleConfig:
