@@ -35,7 +35,7 @@ from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
 from infu_jax.models import MODELS
-from infu_jax.sharding import RULES, make_mesh, param_shardings
+from infu_jax.sharding import RULES, make_mesh, on_chip, param_shardings
 
 FORMAT = "infu_jax"
 CONVERTED, RUN = "infu_jax (Orbax)", "infu_jax training run (Orbax)"  # the names of our own layouts
@@ -145,9 +145,9 @@ def load_model(
     found = open_model(path, model, ema=ema)
     module = check(found)
     shardings = _shardings(model, module, mesh or make_mesh(devices=jax.devices()[:1]))
-    parked = {k: s.with_memory_kind("pinned_host") for k, s in shardings.items() if host is not None and host.fullmatch(k)}
+    final = {k: s.with_memory_kind("pinned_host") if host is not None and host.fullmatch(k) else on_chip(k, s) for k, s in shardings.items()}
     if found.layout.name != RUN:  # a run's are checked on the device first
-        shardings |= parked
+        shardings |= {k: s for k, s in final.items() if isinstance(s, NamedSharding)}
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     if found.layout.name == CONVERTED:
@@ -157,10 +157,9 @@ def load_model(
         arrays = _read_orbax(found.path, stored)
         run_state.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
         arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
-        arrays |= {k: jax.device_put(arrays[k], s) for k, s in parked.items()}
     else:
         arrays = _read_torch(found, plan, targets)
-    return with_params(module, arrays)
+    return with_params(module, {k: jax.device_put(v, final[k]) if v.size else v for k, v in arrays.items()})
 
 
 def params_of(module: nnx.Module) -> dict[str, Any]:

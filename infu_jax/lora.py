@@ -137,7 +137,7 @@ def merge(module: nnx.Module, changes: Mapping[str, Factors], *, keep: bool = Fa
         everywhere = NamedSharding(old.sharding.mesh, P()) if isinstance(old.sharding, NamedSharding) else old.sharding
         a, b = (jax.device_put(x, everywhere) for x in (factors.a, factors.b))
         near = old.sharding.with_memory_kind("device")  # a parameter that waits in host memory comes over for the sum
-        params[path] = jax.device_put(_adder(near, factors.stacked, keep)(jax.device_put(old, near), a, b), old.sharding)
+        params[path] = jax.device_put(_adder(near, factors.stacked, keep)(jax.device_put(old, near), a, b), old.format)
     return checkpoint.with_params(module, params), former
 
 
