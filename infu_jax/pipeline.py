@@ -143,11 +143,11 @@ class InfUPipeline:
         models = {}
         for name, path in places.items():
             progress(name)
-            host = PARKED_PARAMETERS if offload else None
+            host = PARKED_PARAMETERS if offload else None  # not even for a moment on the device
             models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema, host=host)
             models[name], _ = lora.merge(models[name], lora.together(changes, name))
-            if offload and name in PARKED:  # at once, so that the transformers find the room that it leaves
-                models[name] = _move(models[name], "pinned_host")
+            if offload:  # at once, so that the transformers find the room that it leaves
+                models[name] = _parked(name, models[name])
         return cls(
             **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload
         )
@@ -360,7 +360,7 @@ class InfUPipeline:
     def _ready(self, name: str):
         """A model with its weights where its program wants them; where it is parked, a copy that goes when its user lets go of it."""
         model = getattr(self, name)
-        return _move(model, "device", but=STREAMED.get(name)) if self.offload else model
+        return _on_device(model, but=STREAMED.get(name)) if self.offload else model
 
 
 # Programs. Models are pytrees, so weights are arguments and sizes are part of the cache key.
@@ -413,16 +413,23 @@ def _decode(autoencoder: Autoencoder, img, *, h, w, dtype, at_once=None):
     return autoencoder.decode(latents.unpack(img, h, w).astype(dtype), at_once=at_once).astype(jnp.float32)
 
 
+def _parked(name: str, model):
+    """What of a model waits in host memory is there."""
+    waits = lambda path: name in PARKED or PARKED_PARAMETERS.fullmatch(path)  # noqa: E731
+    host = lambda a: jax.device_put(a, a.sharding.with_memory_kind("pinned_host"))  # noqa: E731
+    return checkpoint.with_params(model, {path: host(a) if waits(path) else a for path, a in checkpoint.params_of(model).items()})
+
+
 def _without_modulations(model: Flux | InfuseNet):
     """The model as the loop needs it, which has tables of modulations."""
     return checkpoint.with_params(model, {path: None if MODULATION.fullmatch(path) else w for path, w in checkpoint.params_of(model).items()})
 
 
-def _move(model, memory_kind: str, but: re.Pattern | None = None):
-    """The model in other memory; `but` parameters whose path matches, which stay where they are."""
-    move = lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory_kind))  # noqa: E731
+def _on_device(model, but: re.Pattern | None = None):
+    """The model with its weights on the device, `but` for parameters whose path matches, which stay where they are."""
+    here = lambda a: jax.device_put(a, a.sharding.with_memory_kind("device"))  # noqa: E731
     stays = lambda path: but is not None and but.fullmatch(path)  # noqa: E731
-    return checkpoint.with_params(model, {path: a if stays(path) else move(a) for path, a in checkpoint.params_of(model).items()})
+    return checkpoint.with_params(model, {path: a if stays(path) else here(a) for path, a in checkpoint.params_of(model).items()})
 
 
 def decoded_at_once(mesh: Mesh, batch: int, settings: SamplingConfig) -> int | None:

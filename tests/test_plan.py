@@ -144,6 +144,25 @@ def test_training(four_chips, monkeypatch):
     assert chosen["mesh"] == chosen["choice"]["mesh"] == found["choice"]["mesh"] and chosen["batch"] == found["choice"]["batch"]
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 33.50G of 31.25G hbm.", "33.50 GiB of 31.25;"),
+        ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (39.96G) exceeds available HBM (31.25G).", "39.96 GiB of 31.25;"),
+    ],
+)
+def test_a_program_that_does_not_fit(said, message):
+    class Lowered:
+        def compile(self, options):
+            raise jax.errors.JaxRuntimeError(said)
+
+    with pytest.raises(InputError, match=f"does not fit into a chip: it takes {message}"):
+        chips.compiled(Lowered(), "quick")
+    said = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        chips.compiled(Lowered(), "quick")
+
+
 # Arithmetic ---------------------------------------------------------------------------------------
 
 

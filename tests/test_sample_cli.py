@@ -19,6 +19,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import sample
@@ -520,13 +521,16 @@ def test_programs_are_kept(own_cache, tmp_path):
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
+        compilation_cache.reset_cache()  # JAX opens one folder a process
         jax.clear_caches()
         for folder, given in ((tmp_path / "mine", ("--compilation-cache", tmp_path / "mine")), (own_cache / "infu_jax" / "programs", ())):
             ran = command(sample, *options, *given)
             assert ran.code == 0, ran
             assert any(path.name.startswith("jit__steps") for path in folder.iterdir()), sorted(folder.iterdir())
+            compilation_cache.reset_cache()
             jax.clear_caches()
     finally:
+        compilation_cache.reset_cache()
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
     assert command(sample, *options, "--compilation-cache", "None").code == 0
     assert jax.config.jax_compilation_cache_dir is None

@@ -52,9 +52,9 @@ def compiled(lowered: Any, effort: str) -> Compiled:
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
             raise
-        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(e))
-        said = f"it takes {used[1]} of {used[2]}" if used else " ".join(str(e).split())[:200]
-        raise InputError(f"the program does not fit into a chip: {said}; try more chips, a smaller batch or picture, or --choose") from None
+        used = re.search(r"Used ([\d.]+)G of ([\d.]+)G", str(e)) or re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(e))
+        said = f"it takes {used[1]} GiB of {used[2]}" if used else " ".join(str(e).split())[:200]
+        raise InputError(f"the program does not fit into a chip: {said}; try more chips, or a smaller batch or picture") from None
     stats = program.memory_analysis()
     peak = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return Compiled(stats.argument_size_in_bytes, stats.temp_size_in_bytes, peak, time.perf_counter() - began, program.as_text())

@@ -50,7 +50,7 @@ def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
         module = abstract(name, cfg)
         shapes = param_shapes(module)
         shardings = param_shardings(mesh, RULES[name], {path: v.shape for path, v in shapes.items()})
-        parked = lambda path, name=name: args.offload and (name in pipeline.PARKED or pipeline.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
+        parked = lambda path, name=name: args.offload and (name in pipeline.PARKED or args.tables and pipeline.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
         place = lambda path, s, parked=parked: s.with_memory_kind("pinned_host") if parked(path) else on_chip(path, s)  # noqa: E731
         dtype = lambda v, name=name: args.dtype if name != "arcface" and jnp.issubdtype(v.dtype, jnp.floating) else v.dtype  # noqa: E731
         made[name] = with_params(module, {path: jax.ShapeDtypeStruct(v.shape, dtype(v), sharding=place(path, shardings[path])) for path, v in shapes.items()})
