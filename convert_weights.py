@@ -122,8 +122,11 @@ class Inspect:
     """How many differences to list."""
 
 
-# Copied beside the converted models: what sampling needs and no conversion changes.
-COMPANIONS = ("tokenizer", "tokenizer_2", "scheduler", "model_index.json")
+# Copied beside the converted models: what sampling needs and no conversion changes, and what the folder of evaluation's CLIP has of it.
+COMPANIONS = (
+    "tokenizer", "tokenizer_2", "scheduler", "model_index.json",
+    "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 
 
 @dataclass
@@ -339,7 +342,7 @@ def _write(jobs: list[Job], src: Path, out: Path, companions: bool = True) -> No
             with tqdm(total=job.size, desc=job.model, unit="B", unit_scale=True, leave=False, disable=None) as bar:
                 job.write(partial / job.place, bar.update)
             print(f"{job.path}: {job.model} converted in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-        for name in COMPANIONS if companions and src.is_dir() else ():
+        for name in COMPANIONS if companions and src.is_dir() and partial.is_dir() else ():
             if (src / name).is_dir():
                 shutil.copytree(src / name, partial / name)
             elif (src / name).exists():

@@ -90,13 +90,13 @@ def main() -> None:
         training.check_finite(step, metrics, records, f"{last}; lower optimizer.learning_rate, or look at these pictures")
         seen.append(jax.device_get(metrics._replace(each=0)))
 
-    def save(step: int) -> int:
-        """Begin a checkpoint; returns the step of the newest one that is there or begun."""
+    def save(step: int, last: bool) -> int:
+        """Begin a checkpoint; returns the step of the newest one that is there or begun. Of the last one, a failure is an error."""
         try:
             checkpoints.save(step, training.to_items(state), {"settings": settings(cfg), "models": sizes, "data": loader.fingerprint})
         except run_state.CheckpointError as e:
-            if jax.process_count() > 1:
-                raise  # the other processes may not know of it
+            if jax.process_count() > 1 or (last and step not in checkpoints.steps):
+                raise  # the other processes may not know of it, or there is no next one
             warnings.warn(f"{e}; the run goes on, make room before the next one", stacklevel=2)
             return checkpoints.steps[-1] if checkpoints.steps else 0
         return step
@@ -134,7 +134,7 @@ def main() -> None:
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['pictures_per_second']:.3g} pictures/s, waited {values['data_wait']:.0%}")
                 seen.clear()
             if saves:
-                saved = save(step)
+                saved = save(step, ends)
             if validate and validates and not asked:
                 began = time.perf_counter()
                 values, sheet = validate(state, frozen)

@@ -304,28 +304,25 @@ def make_dataset(folder: Path, count: int, sides: tuple[int, int]) -> float:
     import cv2
     from PIL import Image
 
-    from data_pipeline import spms
+    from data_pipeline import people, spms
     from data_pipeline.records import Caption, Record, encode
-    from infu_jax.assets import draw_face
-    from infu_jax.face import read_image
 
     rng, made, rows = np.random.default_rng(0), [], []
     (folder / "files").mkdir()
-    people = sorted(draw_face.PEOPLE)
-    portraits = {name: read_image(Path(draw_face.__file__).with_name("faces") / f"{name}.png") for name in people}
+    portraits = [people.render(people.person(n), people.Picture(seed=(n, 0))) for n in range(3)]
     shapes = rng.integers(*sides, (4, 2), endpoint=True)  # few, so that buckets fill batches
     for number in range(count):
-        name, (height, width) = people[number % len(people)], (int(side) for side in shapes[number % len(shapes)])
+        portrait, (height, width) = portraits[number % len(portraits)], (int(side) for side in shapes[number % len(shapes)])
         picture = cv2.resize(rng.uniform(40, 220, (5, 5, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
         side = int(rng.uniform(0.6, 0.95) * min(height, width))
         left, top = int(rng.uniform(0, width - side)), int(rng.uniform(0, height - side))
-        picture[top : top + side, left : left + side] = cv2.resize(portraits[name], (side, side), interpolation=cv2.INTER_CUBIC)
+        picture[top : top + side, left : left + side] = cv2.resize(portrait.image, (side, side), interpolation=cv2.INTER_CUBIC)
         picture += rng.normal(0, 5, (height, width, 1)).astype(np.float32)
         data = io.BytesIO()
         Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
-        points = (draw_face.keypoints(draw_face.PEOPLE[name]) * (side / draw_face.SIZE) + (left, top)).astype(np.float32)
+        points = ((portrait.keypoints + 0.5) * (side / len(portrait.image)) - 0.5 + (left, top)).astype(np.float32)
         box = np.array([*points.min(axis=0) - 0.2 * side, *points.max(axis=0) + 0.2 * side], np.float32)
-        text = f"a portrait of {name} before a wall, number {number}, photographed in the soft light of an afternoon, looking into the camera"
+        text = f"{portrait.caption[:-1]}, number {number}, photographed in the soft light of an afternoon, looking into the camera"
         made.append(Record(f"{number:04d}", f"person{number:04d}", data.getvalue(), (height, width), points, box, captions=(Caption(text, "user"),)))
         (folder / "files" / f"{number:04d}.jpg").write_bytes(data.getvalue())
         rows.append({"file": f"{number:04d}.jpg", "size": (height, width), "keypoints": points.tolist(), "caption": text})

@@ -9,49 +9,27 @@ alternate so that a busy machine is unfair to all alike. Prints one table.
 from __future__ import annotations
 
 import json
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+from contest import Sizes, medians, report
 
 CONTENDERS = {"infu_jax": "infu_jax (JAX)", "eager": "diffusers, eager", "compile": "diffusers, torch.compile"}
 
 
 @dataclass(frozen=True)
-class Args:
-    hidden: int = 768
-    heads: int = 6
-    blocks: tuple[int, int] = (4, 8)
-    """Double and single blocks of the base model."""
-    infusenet: tuple[int, int] = (1, 2)
-    """Double and single blocks of InfuseNet."""
-    side: int = 32
-    """Image tokens along each side."""
-    text: int = 512
-    steps: int = 4
-    """Timed steps a round."""
-    rounds: int = 3
+class Args(Sizes):
     only: Annotated[Literal["infu_jax", "eager", "compile"] | None, tyro.conf.arg(help="Run this contender alone and print JSON.")] = None
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if args.only:
-        report = run_jax(args) if args.only == "infu_jax" else run_torch(args, compiled=args.only == "compile")
-        print(json.dumps(report))
+        print(json.dumps(run_jax(args) if args.only == "infu_jax" else run_torch(args, compiled=args.only == "compile")))
         return
-    reports: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
-    for n in range(args.rounds):
-        for name in CONTENDERS:
-            print(f"round {n + 1} of {args.rounds}: {CONTENDERS[name]} ...", file=sys.stderr)
-            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], check=True, stdout=subprocess.PIPE, text=True).stdout
-            reports[name].append(json.loads(out.splitlines()[-1]))
-    median = {name: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for name, rs in reports.items()}
+    median = medians(CONTENDERS, args.rounds)
     ours = median["infu_jax"]["step"]
     print(f"\nhidden {args.hidden}, base {args.blocks[0]} + {args.blocks[1]}, InfuseNet {args.infusenet[0]} + {args.infusenet[1]} blocks, ", end="")
     print(f"{args.side**2} image and {args.text} text tokens, float32, medians of {args.rounds} rounds\n")
@@ -72,7 +50,7 @@ def run_jax(args: Args) -> dict[str, float]:
     from infu_jax.models.flux import rope
     from infu_jax.pipeline import _modulation, _steps, _without_modulations
 
-    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=_axes(args))
+    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=args.axes)
     base_cfg = FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes)
     infuse_cfg = InfuseNetConfig(depth=args.infusenet[0], depth_single_blocks=args.infusenet[1], **sizes)
     draw = np.random.default_rng(0).standard_normal
@@ -107,7 +85,7 @@ def run_torch(args: Args, compiled: bool) -> dict[str, float]:
     import torch
     from diffusers import FluxControlNetModel, FluxTransformer2DModel
 
-    sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=_axes(args), guidance_embeds=True)
+    sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=args.axes, guidance_embeds=True)
     base = FluxTransformer2DModel(num_layers=args.blocks[0], num_single_layers=args.blocks[1], **sizes).eval()
     infuse = FluxControlNetModel(num_layers=args.infusenet[0], num_single_layers=args.infusenet[1], **sizes).eval()
     length = args.side**2
@@ -146,12 +124,7 @@ def _timed(args: Args, steps) -> dict[str, float]:
     began = time.perf_counter()
     steps(0, args.steps)
     seconds = (time.perf_counter() - began) / args.steps
-    return dict(first=first, step=seconds, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def _axes(args: Args) -> tuple[int, int, int]:
-    head = args.hidden // args.heads
-    return (head // 8, head * 7 // 16, head * 7 // 16)
+    return report(first, seconds)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ Every contender runs in a process of its own, and the rounds alternate so that a
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from contest import Sizes, medians, report, run
 
 Contender = Literal["infu_jax", "again", "dots", "checkpointing", "eager", "compile"]
 CONTENDERS: dict[Contender, str] = {
@@ -36,20 +35,8 @@ CONTENDERS: dict[Contender, str] = {
 
 
 @dataclass(frozen=True)
-class Args:
-    hidden: int = 768
-    heads: int = 6
-    blocks: tuple[int, int] = (4, 8)
-    """Double and single blocks of the base model."""
-    infusenet: tuple[int, int] = (1, 2)
-    """Double and single blocks of InfuseNet."""
+class Args(Sizes):
     batch: int = 1
-    side: int = 32
-    """Image tokens along each side."""
-    text: int = 512
-    steps: int = 4
-    """Timed steps a round."""
-    rounds: int = 3
     contenders: tuple[Contender, ...] = tuple(CONTENDERS)
     cache: Path | None = None
     """Where the contender `again` keeps its program; by default a temporary folder."""
@@ -65,21 +52,12 @@ def main() -> None:
     if args.only:
         print(json.dumps(run_jax(args) if args.only in ("infu_jax", "again", "dots") else run_torch(args)))
         return
-    reports: dict[str, list[dict]] = {name: [] for name in args.contenders}
     with tempfile.TemporaryDirectory() as folder:
-
-        def run(name: Contender, *more: str) -> dict[str, float]:
-            command = [sys.executable, __file__, *sys.argv[1:], "--only", name, "--cache", str(args.cache or folder), *more]
-            return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-
+        cache = ("--cache", str(args.cache or folder))
         if "again" in args.contenders:
             print("the first start of the contender that starts again ...", file=sys.stderr)
-            run("again", "--steps", "1")
-        for n in range(args.rounds):
-            for name in args.contenders:
-                print(f"round {n + 1} of {args.rounds}: {CONTENDERS[name]} ...", file=sys.stderr)
-                reports[name].append(run(name))
-    median = {name: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for name, rs in reports.items()}
+            run("again", *cache, "--steps", "1")
+        median = medians({name: CONTENDERS[name] for name in args.contenders}, args.rounds, *cache)
     ours = median.get("infu_jax", median[args.contenders[0]])
     print(
         f"\nhidden {args.hidden}, base {args.blocks[0]} + {args.blocks[1]} blocks frozen, InfuseNet {args.infusenet[0]} + {args.infusenet[1]} trained, ", end=""
@@ -107,7 +85,7 @@ def run_jax(args: Args) -> dict[str, float]:
     from infu_jax.sharding import make_mesh, place_batch
     from infu_jax.train_config import OptimizerConfig, TrainConfig
 
-    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=_axes(args))
+    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=args.axes)
     base = abstract("flux", FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes))
     trained = {
         "infusenet": abstract("infusenet", InfuseNetConfig(depth=args.infusenet[0], depth_single_blocks=args.infusenet[1], **sizes)),
@@ -145,7 +123,7 @@ def run_torch(args: Args) -> dict[str, float]:
     from diffusers import FluxControlNetModel, FluxTransformer2DModel
     from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
-    sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=_axes(args), guidance_embeds=True)
+    sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=args.axes, guidance_embeds=True)
     base = FluxTransformer2DModel(num_layers=args.blocks[0], num_single_layers=args.blocks[1], **sizes).requires_grad_(False).train()
     infuse = FluxControlNetModel(num_layers=args.infusenet[0], num_single_layers=args.infusenet[1], **sizes).train()
     r = _resampler(args)
@@ -200,12 +178,7 @@ def _timed(args: Args, train: Callable[[], None]) -> dict[str, float]:
         began = time.perf_counter()
         train()
         seconds.append(time.perf_counter() - began)
-    return dict(first=seconds[0], step=statistics.median(seconds[1:]), peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def _axes(args: Args) -> tuple[int, int, int]:
-    head = args.hidden // args.heads
-    return (head // 8, head * 7 // 16, head * 7 // 16)
+    return report(seconds[0], statistics.median(seconds[1:]))
 
 
 def _resampler(args: Args) -> dict[str, int]:

@@ -28,6 +28,7 @@ from data_pipeline.manifest import RawRow, Source, parse
 from data_pipeline.records import PictureError, Record, encode, is_plain, open_picture, read_picture
 from data_pipeline.spms import Shard, write_shard
 from infu_jax import face
+from infu_jax.cli import appearing
 from infu_jax.errors import InputError
 
 
@@ -154,9 +155,8 @@ def kept_line(row: int, record: Record, look: int, example: bytes, given: Any) -
 def write_chunk(path: Path, examples: Iterable[bytes], lines: Sequence[dict[str, Any]]) -> None:
     """Writes `path`.array_record and `path`.jsonl. `lines` may grow while `examples` are taken."""
     write_shard(path.with_suffix(".array_record"), examples)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    partial.rename(path.with_suffix(".jsonl"))
+    with appearing(path.with_suffix(".jsonl"), replace=True) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # Candidates become shards ---------------------------------------------------------------------------
@@ -168,9 +168,8 @@ def copy_shard(path: Path, chunks: Path, places: Sequence[tuple[int, int]]) -> S
     if stated.exists() and path.exists():
         return Shard(path, **json.loads(stated.read_text()))
     shard = write_shard(path, gather(chunks, places))
-    partial = stated.with_name(f".{stated.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"records": shard.records, "sha256": shard.sha256}))
-    partial.rename(stated)
+    with appearing(stated, replace=True) as partial:
+        partial.write_text(json.dumps({"records": shard.records, "sha256": shard.sha256}))
     return shard
 
 

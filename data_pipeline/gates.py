@@ -9,9 +9,9 @@ from jaxtyping import Float32, UInt8
 from data_pipeline import filters
 from data_pipeline.duplicates import perceptual_hash
 from data_pipeline.filters import Filters, Found, Rejected, find_face
-from data_pipeline.pose import pose
 from infu_jax import face
 from infu_jax.errors import InputError
+from infu_jax.pose import head_pose
 
 _FACE = ("no_face", "several_faces", "face_unsure", "face_cut", "face_too_small", "blurred")
 REASONS = {
@@ -125,7 +125,9 @@ def examine(image: UInt8[np.ndarray, "h w 3"], photo: Shown, detector: face.Dete
 
 def _check_pose(verdict: Verdict, gates: Gates) -> None:
     assert verdict.found is not None
-    turned = dict(zip(("yaw", "pitch", "roll"), pose(verdict.found.keypoints)))
+    turned = dict(zip(("yaw", "pitch", "roll"), head_pose(verdict.found.keypoints[None])[0].tolist()))
+    if not np.isfinite(list(turned.values())).all():
+        raise Rejected("turned", "its five points lie in one place, where no turn can be seen")
     verdict.scores |= turned
     for name, degrees in turned.items():
         if abs(degrees) > (most := getattr(gates, f"max_{name}")):

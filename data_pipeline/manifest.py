@@ -18,8 +18,9 @@ from jaxtyping import Float32
 from data_pipeline.filters import Rejected
 from data_pipeline.records import Caption, check_id
 from infu_jax.errors import InputError
+from infu_jax.prompts import MAX_CHARACTERS
 
-MAX_CAPTION = 20_000
+MAX_CAPTION = MAX_CHARACTERS  # a prompt to be
 """Longest caption, in characters: T5 sees 512 tokens."""
 
 

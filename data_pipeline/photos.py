@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 from data_pipeline import chunks, manifest
 from data_pipeline.filters import Rejected
 from data_pipeline.index import SYNTHETIC, Index, open_index
-from data_pipeline.prompts import GENDERS
 from data_pipeline.records import PictureError, Record, Records, open_records
 from infu_jax.errors import InputError
+from infu_jax.prompts import gender_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Person:
             attributes = photo.provenance.get("attributes")
             for said in (photo.provenance.get("gender"), attributes.get("gender") if isinstance(attributes, Mapping) else None):
                 if isinstance(said, str) and said.strip():
-                    return GENDERS.get(said.strip().lower())
+                    return gender_of(said)
         return None
 
 

@@ -10,7 +10,6 @@ where it was when the same command is given again. Several machines share the wo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -19,11 +18,11 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,16 +30,18 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import features, processes
+from data_pipeline.encoders import ENCODERS, Encoder, load_encoder
 from infu_jax.assets import ASSETS
 from infu_jax.cli import memory_advice, run
 from infu_jax.config import MeshConfig
 from infu_jax.errors import InputError
 from infu_jax.train_config import DataConfig, DistributedConfig, Feature
 
+if TYPE_CHECKING:
+    from data_pipeline.feature_rows import Work
+
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 DEFAULTS = DataConfig()
-CLIP_LENGTH = 77  # as in infu_jax.pipeline
-ENCODERS: Mapping[Feature, str] = {"latents": "autoencoder", "control": "autoencoder", "t5": "t5", "clip": "clip", "arcface": "arcface"}
 PART_ROWS = 4096  # of small rows: bounds the work that is lost when a run is killed
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     for name in dict.fromkeys(ENCODERS[feature] for feature in args.features):
         wanted = [feature for feature in args.features if ENCODERS[feature] == name]  # latents and control share a model and its programs
         with memory_advice(f"that was {' and '.join(wanted)}; try a smaller --batch, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"):
-            encoder = load_encoder(name, args, mesh, dtype)
+            encoder = load_encoder(name, mesh, dtype, base=args.base, infu=args.infu, autoencoder=args.autoencoder, arcface=args.arcface)
             for feature, (split, found) in itertools.product(wanted, indices.items()):
                 if args.replace:
                     _remove(features.folder_of(args.dataset, feature, split))
@@ -160,182 +161,15 @@ def _remove(folder: epath.Path) -> None:
         folder.rmtree()
 
 
-# Encoders -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A model with its tokenizer, and the program that turns a batch of inputs into rows."""
-
-    model: Any
-    tokenizer: Any
-    encode: Callable[[Any, Any], Any]
-    mesh: Any
-    dtype: str
-    fingerprint: str
-
-    def __call__(self, inputs: np.ndarray):
-        """(B, ...) inputs -> (B, ...) rows, float32, still being computed."""
-        import jax
-
-        from infu_jax.sharding import batch_sharding
-
-        with jax.set_mesh(self.mesh):
-            return self.encode(self.model, jax.device_put(inputs, batch_sharding(self.mesh, len(inputs))))
-
-    def row_shape(self, inputs: Sequence[int], dtype: Any) -> tuple[int, ...]:
-        """The shape of a row, for inputs of this shape. Computes nothing."""
-        import jax
-
-        return jax.eval_shape(self.encode, self.model, jax.ShapeDtypeStruct((1, *inputs), dtype)).shape[1:]
-
-
-def load_encoder(name: str, args: Args, mesh, dtype) -> Encoder:
-    """One of the models in ENCODERS, on the devices of `mesh`. It computes what the training step does without features."""
-    import jax
-    import jax.numpy as jnp
-
-    from infu_jax import checkpoint
-    from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
-
-    path, tokenizer = args.base, None
-    match name:
-        case "autoencoder":
-            path = args.autoencoder or args.base
-
-            def encode(autoencoder, pixels):
-                return jnp.stack(autoencoder.moments((pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)), axis=1)
-
-        case "t5":
-            tokenizer = load_t5_tokenizer(args.base / "tokenizer_2")
-
-            def encode(t5, ids):
-                return t5(ids, dtype=dtype)
-
-        case "clip":
-            tokenizer = load_clip_tokenizer(args.base / "tokenizer")
-
-            def encode(clip, ids):
-                return clip(ids, dtype=dtype)[1]
-
-        case "arcface":
-            path, dtype = args.arcface or args.infu, jnp.float32
-
-            def encode(arcface, crops):
-                return arcface(2 * (crops.astype(jnp.float32) / 255) - 1)  # as face.arcface_input
-
-    model = checkpoint.load_model(path, name, mesh=mesh, dtype=dtype)
-    program = jax.jit(lambda model, inputs: encode(model, inputs).astype(jnp.float32))
-    return Encoder(model, tokenizer, program, mesh, jnp.dtype(dtype).name, features.model_fingerprint(model))
-
-
-# What the rows of a feature are -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """The rows of one feature of one split: where they go, and what the encoder is to be given for each."""
-
-    rows: np.ndarray
-    """See `features.Features.read`."""
-    groups: tuple[tuple[str, int], ...]
-    """Name and number of rows of each group."""
-    load: Callable[[str, int], np.ndarray]
-    """The encoder's input for a row: group and row inside the group -> array. Threads call it."""
-    unit: str
-
-
-def plan_work(feature: Feature, args: Args, split: str, index, tokenizer) -> Work:
-    """See the table in `data_pipeline.features`."""
-    from data_pipeline import records
-
-    source = records.open_records(args.dataset, split)
-    if feature in ("latents", "control"):
-        return _pictures(feature, args, source, index)
-    if feature == "arcface":
-        return _faces(args, source, index)
-    return _captions(args.t5_length if feature == "t5" else CLIP_LENGTH, source, index, tokenizer)
-
-
-def _pictures(feature: Feature, args: Args, source, index) -> Work:
-    """A row a record, sorted by bucket; for control a black image of each bucket."""
-    from data_pipeline import buckets, transforms
-
-    table = buckets.buckets(args.resolution, args.bucket_step, args.max_aspect)
-    numbers = buckets.nearest(index.sizes, table)
-    order = np.argsort(numbers, kind="stable").astype(np.uint32)  # the record of each row
-    rows = np.empty_like(order)
-    rows[order] = np.arange(len(order), dtype=np.uint32)
-    counts = np.bincount(numbers, minlength=len(table))
-    used = {f"{height}x{width}": (number, (height, width)) for number, (height, width) in enumerate(table) if counts[number]}
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    groups = [(name, int(counts[number])) for name, (number, _) in used.items()]
-    if feature == "control":
-        groups += [(f"black-{name}", 1) for name in used]
-
-    def load(group: str, row: int) -> np.ndarray:
-        if group.startswith("black-"):
-            return transforms.control_image(used[group.removeprefix("black-")][1], None)
-        number, bucket = used[group]
-        at = int(order[starts[number] + row])
-        record = source[at]
-        with _named(source, at, record):
-            if feature == "latents":
-                return transforms.fitted(record.target, record.target_size, bucket, record.target_keypoints, record.target_face)[0]
-            fit = transforms.fit(record.target_size, bucket, record.target_keypoints, record.target_face)
-            return transforms.control_image(bucket, fit.points(record.target_keypoints))
-
-    return Work(rows, tuple(groups), load, "pictures")
-
-
-def _captions(length: int, source, index, tokenizer) -> Work:
-    """A row a caption, in the order of the records, and the empty prompt."""
-    rows = np.concatenate([[0], np.cumsum(index.captions, dtype=np.uint64)])
-    count = int(rows[-1])
-
-    def load(group: str, row: int) -> np.ndarray:
-        if group == "empty":
-            return tokenizer.encode([""], length)[0]
-        at = int(np.searchsorted(rows, row, side="right")) - 1
-        return tokenizer.encode([source[at].captions[row - int(rows[at])].text], length)[0]
-
-    groups = ((("captions", count),) if count else ()) + (("empty", 1),)
-    return Work(rows, groups, load, "captions")
-
-
-def _faces(args: Args, source, index) -> Work:
-    """The face of each target, followed by that of its inline identity where there is one."""
-    from data_pipeline import transforms
-    from data_pipeline.index import INLINE_IDENTITY
-
-    inline = (index.flags & INLINE_IDENTITY) > 0
-    rows = np.concatenate([[0], np.cumsum(1 + inline.astype(np.uint64))])
-
-    def load(group: str, row: int) -> np.ndarray:
-        at = int(np.searchsorted(rows, row, side="right")) - 1
-        record = source[at]
-        with _named(source, at, record):
-            if row == rows[at]:
-                return transforms.identity_crop(record.target, record.target_size, record.target_keypoints)
-            return transforms.identity_crop(record.identity, record.identity_size, record.identity_keypoints)
-
-    return Work(rows, (("faces", int(rows[-1])),), load, "faces")
-
-
-@contextlib.contextmanager
-def _named(source, number: int, record) -> Iterator[None]:
-    try:
-        yield
-    except InputError as e:
-        raise InputError(f"{source.directory}, split {source.split}, record {number} ({record.key}): {e}") from e
-
-
 # Computing ----------------------------------------------------------------------------------------
 
 
 def compute(feature: Feature, args: Args, split: str, index, encoder: Encoder) -> None:
     """Compute this process's parts of one feature of one split that are not there yet, and say what was done."""
-    work = plan_work(feature, args, split, index, encoder.tokenizer)
+    from data_pipeline import records
+    from data_pipeline.feature_rows import plan_work
+
+    work = plan_work(feature, cfg(args), records.open_records(args.dataset, split), index, encoder.tokenizer)
     plan = _plan(feature, args, split, index, encoder, work)
     folder = features.folder_of(args.dataset, feature, split)
     features.begin(folder, plan, work.rows)

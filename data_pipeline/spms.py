@@ -8,7 +8,6 @@ what there is. No TensorFlow is needed to write or to read.
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Integer
 
 from data_pipeline import records
 from data_pipeline.index import make_index, shards_fingerprint, write_index
+from infu_jax.cli import appearing
 
 DESCRIPTION = "Pictures of people with captions and faces, for training identity-preserving portraits. See data_pipeline/README.md of infu_jax."
 # One record a group: random reads decompress nothing else. Pictures are compressed already; writing is 3 times faster without trying again.
@@ -51,9 +51,8 @@ class Split:
 
 def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
     """Writes serialised records to `path`. Equal records give equal bytes; half a file is never seen under that name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest, count = hashlib.sha256(), 0
-    try:
+    with appearing(path, replace=True) as partial:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
             for example in examples:
@@ -62,9 +61,6 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
                 count += 1
         finally:
             writer.close()
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return Shard(path, count, digest.hexdigest())
 
 

@@ -22,11 +22,12 @@ from data_pipeline.filters import Rejected
 from data_pipeline.gates import Gates, Shown, Verdict
 from data_pipeline.hooks import Hook, Scorer
 from data_pipeline.photos import Person, Photos
-from data_pipeline.prompts import Prompt, deal, digest, suiting
 from data_pipeline.records import Caption, Record, encode, read_picture
 from data_pipeline.report import CELL, SHOWN
 from infu_jax import face
 from infu_jax.pictures import XMP, thumbnail
+from infu_jax.prompts import Prompt, suiting
+from infu_jax.seeds import seed_of
 
 SOURCE = "prompt"  # of the caption
 Item = TypeVar("Item")
@@ -66,9 +67,9 @@ class Order:
     """Of each person."""
     seed: int
     gates: Gates
-    prompts: tuple[Prompt, ...] | None
+    prompts: Sequence[Prompt] | None
     """None: the captions of the person's photos."""
-    genders: Mapping[str, str | None]
+    genders: Mapping[str, str]
     """Of people; where it says nothing, their photos' provenance is asked."""
     format: Literal["jpeg", "png"]
     quality: int
@@ -154,15 +155,16 @@ class Maker:
         at, number = divmod(row, self.order.pictures)
         person: Person = self._person(at)
         name = person.name
-        job = _Job(row, name, number, {"person": name, "number": number, "at": at}, digest(self.order.seed, "noise", name, number))
+        job = _Job(row, name, number, {"person": name, "number": number, "at": at}, seed_of(self.order.seed, "noise", name, number))
         if not person.photos:
             job.verdict.rejected = Rejected("no_photo", person.problem)
             return job
         job.photo = person.photos[number % len(person.photos)]
-        gender = self.order.genders.get(name) or person.gender
-        pool = suiting(self.order.prompts, gender) if self.order.prompts is not None else _captions(person)
+        gender = self.order.genders.get(name) or person.gender or "any"
+        pool = _captions(person) if self.order.prompts is None else tuple(prompt.text for prompt in suiting(self.order.prompts, gender))
         if not pool:
-            without = "the photos have no captions" if self.order.prompts is None else f"all prompts are for another gender than {gender or 'unknown'}"
+            whose = "people whose gender is known" if gender == "any" else "another gender"
+            without = "the photos have no captions" if self.order.prompts is None else f"all prompts are for {whose}"
             job.verdict.rejected = Rejected("no_prompt", without)
             return job
         job.prompt = deal(pool, self.order.seed, name, number)
@@ -245,7 +247,7 @@ class Maker:
     def _record(self, job: _Job, photo: Record) -> Record:
         found = _there(job.verdict.found)
         return Record(
-            key=f"{digest(self.order.seed, 'key', job.person, job.number):08x}{digest(job.person, job.number, self.order.seed):08x}",
+            key=f"{seed_of(self.order.seed, 'key', job.person, job.number):08x}{seed_of(job.person, job.number, self.order.seed):08x}",
             person=job.person,
             target=job.data,
             target_size=_there(job.image).shape[:2],
@@ -275,6 +277,12 @@ def encode_picture(image: UInt8[np.ndarray, "h w 3"], format: str, quality: int)
     else:
         Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=0, xmp=XMP.encode())
     return file.getvalue()
+
+
+def deal(pool: Sequence[str], seed: int, person: str, number: int) -> str:
+    """The prompt of a person's picture: all of the pool in an order of the person's own, then again."""
+    order = np.random.default_rng(seed_of(seed, "prompts", person)).permutation(len(pool))
+    return pool[int(order[number % len(pool)])]
 
 
 def _captions(person: Person) -> tuple[str, ...]:

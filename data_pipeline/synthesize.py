@@ -22,12 +22,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,9 +38,8 @@ from tqdm import tqdm
 import infu_jax
 from data_pipeline.filters import Filters
 from data_pipeline.gates import Gates
-from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, file_and_scale, memory_advice, run
-from infu_jax.config import MeshConfig, SamplingConfig, to_json
+from infu_jax.cli import check_writable, run
+from infu_jax.config import MeshConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.train_config import DistributedConfig
 
@@ -56,8 +52,6 @@ if TYPE_CHECKING:
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Functions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:FUNCTION ...")]
-TINY = ASSETS / "tiny"
-ADVICE = "try a smaller --batch or picture, --offload, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"
 
 
 @dataclass(frozen=True)
@@ -160,6 +154,12 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, prog="python -m data_pipeline.synthesize", description=__doc__)
+
+    def open_models(args: Args) -> Models:
+        from data_pipeline import synthesis_models  # heavy, and needed only where photos and settings are good
+
+        return synthesis_models.open_models(args)
+
     synthesize(args, open_models)
 
 
@@ -225,13 +225,14 @@ def synthesize(args: Args, models: Callable[[Args], Models]) -> Totals | None:
 
 def _order(args: Args) -> tuple[Photos, Order]:
     """Everything that can be wrong with the input, before a model is loaded."""
-    from data_pipeline import hooks, prompts, synthesis_sheets
+    from data_pipeline import hooks, synthesis_sheets
     from data_pipeline.chunks import check_detector
     from data_pipeline.photos import SourcePhotos, open_photos
     from data_pipeline.studio import Order
+    from infu_jax import prompts
 
     said = None if args.prompts_file is None else prompts.read_prompts(args.prompts_file)
-    genders = {} if args.genders is None else prompts.read_genders(args.genders)
+    genders = {} if args.genders is None else prompts.read_genders(args.genders, "person")
     before, after = (tuple(hooks.load_hook(name) for name in names) for names in (args.before, args.after))
     scorers = tuple(hooks.load_scorer(given) for given in args.scorers)
     if twice := [scorer.name for n, scorer in enumerate(scorers) if scorer.name in [other.name for other in scorers[:n]]]:
@@ -266,7 +267,7 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
     """What the result depends on, beside the models and the size of chunks."""
     from data_pipeline import records
 
-    said = repr((order.prompts, sorted(order.genders.items())))
+    said = repr(([(prompt.text, prompt.gender) for prompt in order.prompts or ()], sorted(order.genders.items())))
     return {
         "software": f"infu_jax {infu_jax.__version__}, records {records.VERSION}",
         "photos": photos.stated()
@@ -278,71 +279,6 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
         "gates": dataclasses.asdict(args.gates),
         **{name: getattr(args, name) for name in ("pictures", "seed", "detector", "format", "quality", "validation_share", "shard_megabytes")},
     }
-
-
-# Models -------------------------------------------------------------------------------------------
-
-
-def open_models(args: Args) -> Models:
-    """The pipeline, on this process's devices."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from data_pipeline import features
-    from data_pipeline.studio import Models
-    from infu_jax import checkpoint, face, runs
-    from infu_jax.pipeline import InfUPipeline
-    from infu_jax.sharding import batch_sharding, make_mesh
-
-    infu, transformer = args.infu or TINY / "InfiniteYou-tiny", args.transformer
-    own = runs.models_of(infu) if runs.is_run(infu) else {}
-    infu, transformer = (path and (runs.newest(path) if runs.is_run(path) and not runs.is_checkpoint(path) else path) for path in (infu, transformer))
-    places = {name: getattr(args, name) or own.get(name) for name in ("base", "arcface", "autoencoder")}
-    transformer, base = transformer or own.get("transformer"), places["base"] or TINY / "FLUX.1-tiny"
-    loras = [file_and_scale(text) for text in args.lora]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "elsewhere" for path, _ in loras]
-    mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.local_devices())
-    dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
-    if base.is_relative_to(TINY):
-        print("using the embedded tiny stack; give --base and --infu for trained models", file=sys.stderr)
-    with memory_advice(ADVICE), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
-        pipeline = InfUPipeline.load(
-            base, infu, arcface=places["arcface"], transformer=transformer, autoencoder=places["autoencoder"],
-            detector=face.load_detector(args.detector, args.detector_root), mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload,
-            loras=loras, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
-        )  # fmt: skip
-        judge = checkpoint.load_model(args.judge, "arcface", mesh=mesh, dtype=jnp.float32) if args.judge else None
-    embed = jax.jit(lambda arcface, crops: arcface(crops))
-
-    length = args.sampling.t5_length
-
-    def generate(requests):
-        if any(pipeline.t5_tokenizer.count(request.prompt) > length for request in requests):
-            warnings.warn(f"prompts of more than {length} tokens are cut; see --t5-length", stacklevel=2)  # once, instead of for each prompt
-        with memory_advice(ADVICE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the prompt has .* tokens")
-            return pipeline(
-                [request.prompt for request in requests], id_embedding=np.stack([request.embedding for request in requests]),
-                seeds=[request.seed for request in requests], negative_prompt=args.negative_prompt, settings=args.sampling,
-            ).images  # fmt: skip
-
-    def other(crops):
-        with jax.set_mesh(mesh):
-            return np.asarray(embed(judge, jax.device_put(face.arcface_input(crops), batch_sharding(mesh, len(crops)))))
-
-    names = ("flux", "infusenet", "resampler", "autoencoder", "t5", "clip", "arcface")
-    weights = {name: features.model_fingerprint(getattr(pipeline, name)) for name in names}
-    batch = args.batch * math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
-    stated = {
-        "infu": "/".join(infu.absolute().parts[-2:]),
-        "weights": weights | ({"judge": features.model_fingerprint(judge)} if judge is not None else {}),
-        "loras": [f"{path.name}, scale {scale:g}, sha256 {digest}" for (path, scale), digest in zip(loras, digests)],
-        "sampling": to_json(args.sampling),
-        "negative_prompt": args.negative_prompt,
-        "computed": f"{jnp.dtype(dtype).name}, {jax.default_backend()}, batches of {batch}, mesh {dict(mesh.shape)}",
-    }
-    return Models(generate, pipeline.embed_crops, pipeline.embed_crops if judge is None else other, batch, stated)
 
 
 # Making -------------------------------------------------------------------------------------------

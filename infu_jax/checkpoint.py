@@ -6,16 +6,13 @@ are read from its checkpoints in the same way.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +21,21 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16 and float8)
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from infu_jax import config as configs
-from infu_jax import run_state, runs
+from infu_jax import run_state, runs, storage
 from infu_jax.convert import numbers, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
 from infu_jax.models import MODELS
 from infu_jax.sharding import RULES, make_mesh, on_chip, param_shardings
+from infu_jax.storage import HostParam
 
 FORMAT = "infu_jax"
 CONVERTED, RUN = "infu_jax (Orbax)", "infu_jax training run (Orbax)"  # the names of our own layouts
-CHUNK_BYTES = 16 << 20  # of our stored arrays, at most, where their shape allows; larger buffers are dear to allocate
-WAITING_BYTES = 128 << 20  # that are read and not yet written: waiting for each small array alone would take long
-
-
-@dataclass(frozen=True)
-class HostParam:
-    """One of our parameters in storage: `param[slices]` reads a box of it into host memory, and nothing else.
-
-    read: the contents of a box, in this dtype.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[rules.Box], np.ndarray]
-
-    def __getitem__(self, index: tuple) -> np.ndarray:
-        return self.read(tuple(s.indices(n)[:2] for s, n in zip(index, self.shape)))  # an ellipsis at the end has no size to go with
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self.read(tuple((0, n) for n in self.shape)), dtype)
 
 
 @functools.cache
@@ -151,10 +128,10 @@ def load_model(
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     if found.layout.name == CONVERTED:
-        arrays = _read_orbax(_weights(found.path, CONVERTED), targets)
+        arrays = storage.read_arrays(_weights(found.path, CONVERTED), targets)
     elif found.layout.name == RUN:
         stored = {k: jax.ShapeDtypeStruct(v.shape, found.tensors[k].dtype if k in found.tensors else v.dtype, sharding=v.sharding) for k, v in targets.items()}
-        arrays = _read_orbax(found.path, stored)
+        arrays = storage.read_arrays(found.path, stored)
         run_state.check_model(found.path, {k: v for k, v in arrays.items() if v.size})
         arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
     else:
@@ -183,14 +160,14 @@ def open_params(found: source.Source, dtype: Any = None) -> dict[str, HostParam]
     kept = {k: _dtype(plan, found, k, v.dtype, dtype) for k, v in param_shapes(module).items()}
     if found.layout.name in (CONVERTED, RUN):
         weights = _weights(found.path, found.layout.name)
-        return {k: HostParam(plan.our_shapes[k], kept[k], _box_of_orbax(weights, k, plan.our_shapes[k], kept[k])) for k in kept}
+        return {k: HostParam(plan.our_shapes[k], kept[k], storage.box_reader(weights, k, plan.our_shapes[k], kept[k])) for k in kept}
 
     def reader(name: str) -> Callable[[rules.Box], np.ndarray]:
         def read(box: rules.Box) -> np.ndarray:
             values = plan.read_ours(name, box, found.tensors, kept[name])
             parts = {p.theirs for p in plan.by_ours.get(name, ())}
             if not numbers.all_finite(values):
-                _warn_not_finite(found.path, [key for key in parts if not numbers.all_finite(found.tensors[key])])
+                storage.warn_not_finite(found.path, [key for key in parts if not numbers.all_finite(found.tensors[key])])
             safetensors.release(found.tensors[key] for key in parts)
             return values
 
@@ -218,7 +195,7 @@ def save_params(folder: str | os.PathLike, model: str, cfg, params: Mapping[str,
     partial.mkdir()
     try:
         # Orbax refuses arrays without elements (a stack of zero blocks); their shape is in config.json anyway.
-        _write_orbax(partial, {k: v for k, v in params.items() if math.prod(v.shape)})
+        storage.write(_weights(partial, CONVERTED), {k: v for k, v in params.items() if math.prod(v.shape)})
         values = {"format": FORMAT, "model": model, "config": configs.to_json(cfg)}
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
@@ -283,109 +260,6 @@ def _read_torch(found: source.Source, plan: rules.Plan, targets: Mapping[str, ja
         arrays[name] = jax.make_array_from_callback(target.shape, target.sharding, shard)
         arrays[name].block_until_ready()  # so that only one parameter's host copy is alive
     return arrays
-
-
-def _read_orbax(weights: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            arrays = reader.restore(weights, {k: v for k, v in targets.items() if v.size})
-        except jax.errors.JaxRuntimeError:
-            raise  # such as a device without enough memory
-        except Exception as e:  # Orbax raises this very class where data are missing or unreadable
-            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
-    return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
-
-
-def _box_of_orbax(weights: Path, name: str, shape: rules.Shape, dtype: np.dtype) -> Callable[[rules.Box], np.ndarray]:
-    """Reads boxes of one array. Orbax itself restores whole arrays only; what it writes are Zarr arrays in an OCDBT store."""
-    driver = "zarr3" if json.loads((weights / "_METADATA").read_text()).get("use_zarr3") else "zarr"
-    spec = {"driver": driver, "kvstore": {"driver": "ocdbt", "base": f"file://{weights}", "path": f"{name}/"}}
-
-    def read(box: rules.Box) -> np.ndarray:
-        if 0 in shape:
-            return np.zeros([b - a for a, b in box], dtype)
-        try:
-            stored = tensorstore.open(spec, read=True).result()
-            values = np.empty([b - a for a, b in box], stored.dtype.numpy_dtype)  # ours: NumPy asks for large pages, TensorStore does not
-            tensorstore.array(values, write=True, copy=False).write(stored[tuple(slice(*b) for b in box)].translate_to[0]).result()
-            values = values.astype(dtype, copy=False)
-        except ValueError as e:  # TensorStore has no finer class for data that are missing or unreadable
-            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
-        if not numbers.all_finite(values):
-            _warn_not_finite(weights, [name])
-        return values
-
-    return read
-
-
-def _warn_not_finite(path: Path, names: list[str]) -> None:
-    warnings.warn(f"{path}: {', '.join(sorted(names))}: not all numbers are finite (NaN or infinity); the model will not work", stacklevel=4)
-
-
-class _Streamed(ocp.type_handlers.NumpyHandler):
-    """Writes `HostParam`s as Orbax writes NumPy arrays (Zarr in OCDBT), but reads, writes and forgets one layer at a time.
-
-    Uncompressed, which is several times as fast both ways, and in chunks of a layer, so that boxes are quick to read.
-    """
-
-    async def serialize(self, values, infos, args=None):
-        waiting: list = []
-        try:
-            arrays = await _all(self._create(param, info) for param, info in zip(values, infos, strict=True))
-            places = [(param, array, box) for param, array in zip(values, arrays, strict=True) for box in _layers(param.shape)]
-            size, made = 0, safetensors.ahead(functools.partial(param.read, box) for param, _, box in places)
-            for (_, array, box), part in zip(places, made, strict=True):
-                waiting.append(array[tuple(slice(*b) for b in box)].write(part))
-                size += part.nbytes
-                if size > WAITING_BYTES:
-                    await _all(waiting)
-                    waiting, size = [], 0
-            await _all(waiting)
-        except InputError:
-            raise
-        except ValueError as e:  # TensorStore's only class; its message ends with the system's: "...: No space left on device [...]"
-            reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
-            raise InputError(f"{infos[0].parent_dir} cannot be written ({reason}); make room or choose another output folder") from e
-        finally:
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return []
-
-    async def _create(self, param: HostParam, info) -> tensorstore.TensorStore:
-        await info.await_path_creation()
-        chunks = [1, *param.shape[1:]] if len(param.shape) > 2 else list(param.shape)
-        if len(chunks) > 3 and chunks[2] <= 6:
-            chunks[2] = 1  # q, k and v, or shift, scale and gate, which other layouts keep apart
-        while len(chunks) > 1 and math.prod(chunks) * param.dtype.itemsize > CHUNK_BYTES and chunks[1] > 1:
-            chunks[1] = -(-chunks[1] // 2)
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
-            "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
-            "dtype": str(param.dtype),
-            "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros
-        }
-        return await tensorstore.open(spec, create=True, context=info.ts_context)
-
-
-async def _all(work) -> list:
-    """What each gives, once all have ended: a write that is left alone after another has failed complains when the event loop is gone."""
-    ended = await asyncio.gather(*work, return_exceptions=True)
-    for one in ended:
-        if isinstance(one, BaseException):
-            raise one
-    return ended
-
-
-def _layers(shape: rules.Shape) -> list[rules.Box]:
-    """A parameter of three axes or more in slices of the first, which is the layer where it is large."""
-    whole = tuple((0, n) for n in shape)
-    return [((n, n + 1), *whole[1:]) for n in range(shape[0])] if len(shape) > 2 else [whole]
-
-
-def _write_orbax(folder: Path, params: Mapping[str, HostParam]) -> None:
-    handlers = ocp.type_handlers.create_type_handler_registry((HostParam, _Streamed()))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as writer:
-        writer.save(_weights(folder, CONVERTED), args=ocp.args.PyTreeSave(dict(params)))
 
 
 def _weights(folder: Path, layout: str) -> Path:

@@ -19,6 +19,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`."""
     for name in ("absl", "asyncio"):  # Orbax tells of what it then raises, or of what does not matter here
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     warned: set[str] = set()
 
     def warn(message, *_, **__):
@@ -68,17 +70,17 @@ def file_and_scale(text: str) -> tuple[Path, float]:
 
 
 @contextlib.contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary name beside `out`, for a file or folder that takes that name when the block ends well and is removed when it does not.
 
-    A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
+    replace: a file that is there is replaced; otherwise it is an error. A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
     """
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if out.exists():
+        if out.exists() and not replace:
             raise InputError(f"{out} has appeared meanwhile; choose another name")
-        partial.rename(out)
+        partial.replace(out)
     finally:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
@@ -109,7 +111,15 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise InputError(f"the device has too little memory ({str(e).splitlines()[0]:.200}); {advice}") from None
 
 
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """What no code can catch, without the writes that Orbax leaves alone after another has failed: it closes their event loop, and each of
+    hundreds would complain of that, into the middle of the line that says what is wrong.
+    """
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
+
+
 def _say(kind: str, what: object) -> None:
-    """One line on stderr."""
+    """One line on stderr, in one piece: other threads may be writing there."""
     text = f"{what.filename}: {what.strerror}" if isinstance(what, OSError) and what.filename and what.strerror else str(what) or type(what).__name__
-    print(f"{kind}: {' '.join(text.splitlines())}", file=sys.stderr)
+    sys.stderr.write(f"{kind}: {' '.join(text.splitlines())}\n")

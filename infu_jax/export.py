@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from infu_jax.checkpoint import HostParam
 from infu_jax.convert import numbers, rules, safetensors, source, torch_writer
 from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
+from infu_jax.storage import HostParam
 
 STYLES = ("diffusers", "bfl", "comfyui")
 # Folders of diffusers and transformers: the first part of their weights' name.

@@ -18,6 +18,7 @@ from infu_jax import checkpoint, runs
 from infu_jax import config as configs
 from infu_jax.convert import source
 from infu_jax.errors import InputError
+from infu_jax.storage import HostParam
 
 # What sample.py needs from --base and from --infu. ArcFace may lie elsewhere.
 BASE, INFU = ("flux", "autoencoder", "clip", "t5"), ("infusenet", "resampler")
@@ -108,7 +109,7 @@ def differences(a: source.Source, b: source.Source) -> tuple[list[Difference], i
     return sorted(found, key=lambda d: -d.relative if d.relative == d.relative else -math.inf), count
 
 
-def _by_layer(name: str, param: checkpoint.HostParam) -> Iterator[tuple[int | None, np.ndarray]]:
+def _by_layer(name: str, param: HostParam) -> Iterator[tuple[int | None, np.ndarray]]:
     """Stacks of blocks layer by layer, all else whole."""
     whole = tuple((0, n) for n in param.shape)
     if not re.match(r"(\w+_)?blocks\.|(double|single)_out\.", name):

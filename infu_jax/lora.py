@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax import checkpoint
-from infu_jax.checkpoint import HostParam
 from infu_jax.convert import lora_files, rules, source
 from infu_jax.convert.layout import Layout
+from infu_jax.storage import HostParam
 
 MODELS = ("flux", "clip", "t5")  # what a LoRA for FLUX may change
 

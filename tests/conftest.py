@@ -53,15 +53,18 @@ def unchecked():
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """The embedded models' folders: FLUX.1 and InfiniteYou. Their tests share programs, which are compiled once."""
-    folder = ROOT / "infu_jax" / "assets" / "tiny"
+def tiny(tmp_path_factory):
+    """Folders of random models, FLUX.1 and InfiniteYou. Their tests share programs, which are compiled once."""
+    from tests import random_stack
+
+    folder = tmp_path_factory.mktemp("random_stack")
+    random_stack.write(folder)
     return folder / "FLUX.1-tiny", folder / "InfiniteYou-tiny"
 
 
 @pytest.fixture(scope="session")
 def pipeline(tiny):
-    """The embedded models on one device."""
+    """The random models on one device."""
     from infu_jax.pipeline import InfUPipeline
 
     return InfUPipeline.load(*tiny)

@@ -18,9 +18,9 @@ from flax import nnx
 import convert_weights
 import sample
 from infu_jax import checkpoint, config, pictures
-from infu_jax.assets import make_tiny
 from infu_jax.convert import flux as flux_table
 from infu_jax.convert import rules, safetensors, torch_writer
+from tests import random_stack
 from tests.test_sample_cli import (
     FLUX,
     INFU,
@@ -76,7 +76,7 @@ def bfl(tmp_path_factory):
     """BFL's single file of the tiny transformer, made by their rules run backwards."""
     layout = next(layout for layout in flux_table.LAYOUTS if layout.name == "bfl")
     ours = parameters(FLUX, "flux")
-    plan = rules.plan(layout.rules(make_tiny.FLUX), {k: v.shape for k, v in ours.items()})
+    plan = rules.plan(layout.rules(random_stack.FLUX), {k: v.shape for k, v in ours.items()})
     path = tmp_path_factory.mktemp("bfl") / "flux1-dev.safetensors"
     safetensors.write_file(path, {key: plan.read_theirs(key, ours, ml_dtypes.bfloat16) for key in plan.their_shapes})
     return path
@@ -292,8 +292,8 @@ def test_inspect_diff(bfl, converted, tmp_path):
 
 
 def test_inspect_diff_of_different_sizes(tmp_path):
-    cfg = dataclasses.replace(make_tiny.RESAMPLER, depth=1)
-    torch_writer.write_file(tmp_path / "p.bin", {"image_proj": make_tiny.seeded_tensors("resampler", cfg, np.float32)})
+    cfg = dataclasses.replace(random_stack.RESAMPLER, depth=1)
+    torch_writer.write_file(tmp_path / "p.bin", {"image_proj": random_stack.tensors("resampler", cfg, np.float32)})
     ran = command(convert_weights, "inspect", "--diff", tmp_path / "p.bin", INFU / "image_proj_model.bin")
     assert_one_line(ran, "p.bin and .*image_proj_model.bin are of different sizes: depth 1 and 2")
 

@@ -18,12 +18,13 @@ import pytest
 
 import convert_weights
 from infu_jax import checkpoint, export
-from infu_jax.assets import make_tiny
-from infu_jax.checkpoint import HostParam, abstract, param_shapes
+from infu_jax.checkpoint import abstract, param_shapes
 from infu_jax.config import FluxConfig, InfuseNetConfig
 from infu_jax.convert import numbers, rules, safetensors, source, torch_pickle
 from infu_jax.convert.errors import ConversionError
 from infu_jax.models import MODELS
+from infu_jax.storage import HostParam
+from tests import random_stack
 from tests.test_sample_cli import FLUX, INFU, ROOT, assert_one_line, changed, command, edit_keys, listing
 
 BF16, FP8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
@@ -31,12 +32,12 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BF16, "float16": np.dtype
 CONFIGS = {
     "flux": FluxConfig(vec_in_dim=8, context_in_dim=12, hidden_size=32, num_heads=1, depth=2, depth_single_blocks=3, axes_dim=(4, 14, 14)),
     "infusenet": InfuseNetConfig(vec_in_dim=8, context_in_dim=12, hidden_size=32, num_heads=1, depth=2, depth_single_blocks=3, axes_dim=(4, 14, 14)),
-    "resampler": make_tiny.RESAMPLER,
+    "resampler": random_stack.RESAMPLER,
     # 32 norm groups, which BFL's files are taken to have.
-    "autoencoder": type(make_tiny.AUTOENCODER)(channels=(32, 32), num_res_blocks=1),
+    "autoencoder": type(random_stack.AUTOENCODER)(channels=(32, 32), num_res_blocks=1),
     "t5": MODELS["t5"][0](vocab_size=40, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2),
     "clip": MODELS["clip"][0](vocab_size=40, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, eos_token_id=39),
-    "arcface": make_tiny.ARCFACE,
+    "arcface": random_stack.ARCFACE,
 }
 STYLES = [(model, "diffusers") for model in CONFIGS] + [("flux", "bfl"), ("autoencoder", "bfl"), *((model, "comfyui") for model in ("infusenet", "t5", "clip"))]
 SUFFIX = {"resampler": ".bin", "arcface": ".pth"}
@@ -383,4 +384,4 @@ def test_pickled_files_are_read_without_torch(converted, tmp_path):
     assert list(tree) == ["image_proj"] and len(tree["image_proj"]) == 29
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert checkpoint.open_model(tmp_path / "p.bin", "resampler").cfg == make_tiny.RESAMPLER
+        assert checkpoint.open_model(tmp_path / "p.bin", "resampler").cfg == random_stack.RESAMPLER

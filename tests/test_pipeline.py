@@ -14,6 +14,7 @@ from insightface.data import get_image
 
 from infu_jax import face, latents
 from infu_jax import pipeline as module
+from infu_jax.assets import ASSETS
 from infu_jax.checkpoint import params_of
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
@@ -265,7 +266,7 @@ def test_offload(tiny, pipeline, paint):
             waits = name in module.PARKED or module.PARKED_PARAMETERS.fullmatch(path)
             assert w.sharding.memory_kind == ("pinned_host" if waits else "device"), (name, path)
     np.testing.assert_array_equal(paint(parked), paint(pipeline))
-    photo = face.read_image(tiny[0].parents[1] / "faces" / "ada.png")
+    photo = face.read_image(ASSETS / "faces" / "ada.png")
     np.testing.assert_array_equal(parked.embed_face(photo), pipeline.embed_face(photo))
 
 

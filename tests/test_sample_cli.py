@@ -228,11 +228,11 @@ def test_no_prompt(tmp_path):
 
 def test_parts_of_different_models(tmp_path, monkeypatch):
     """Each is whole; they just do not belong together."""
-    from infu_jax.assets import make_tiny
+    from tests import random_stack
 
-    cfg = dataclasses.replace(make_tiny.INFUSENET, hidden_size=32, num_heads=1)
+    cfg = dataclasses.replace(random_stack.INFUSENET, hidden_size=32, num_heads=1)
     infu = changed(tmp_path, INFU, lambda f: shutil.rmtree(f / "InfuseNetModel"))
-    make_tiny._write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", cfg)
+    random_stack.write_folder(infu / "InfuseNetModel", "infusenet", cfg)
     monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: pytest.fail("models were loaded before the mistake was found"))
     assert_one_line(command(sample, "--prompt", "a", "--infu", infu, "--out", tmp_path / "out"), "hidden size differ: 64 and 32; .* do not belong together")
 

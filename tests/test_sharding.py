@@ -212,21 +212,20 @@ def test_gradients_on_eight_devices():
 WORKER = """
 import sys
 import jax, numpy as np
-address, index, vector, out = sys.argv[1:]
+address, index, vector, out, base, infu = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(index))
-from infu_jax.assets import ASSETS
 from infu_jax.config import SamplingConfig
 from infu_jax.pipeline import InfUPipeline
 from infu_jax.sharding import make_mesh
 assert jax.device_count() == 8 and jax.local_device_count() == 4
-pipeline = InfUPipeline.load(ASSETS / "tiny/FLUX.1-tiny", ASSETS / "tiny/InfiniteYou-tiny", mesh=make_mesh(2, 2, 2))
+pipeline = InfUPipeline.load(base, infu, mesh=make_mesh(2, 2, 2))
 made = pipeline(["a man in a garden", "a chef"], id_embedding=np.load(vector), seeds=[5, 6], settings=SamplingConfig(64, 80, 3, t5_length=24), trace=True)
 np.savez(out, images=made.images, image=made.trace["image"], txt=made.trace["txt"], single=made.trace["single_residuals"][-1])
 """
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_picture(pipeline, paint, tmp_path):
+def test_two_processes_make_one_picture(pipeline, tiny, paint, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
@@ -235,7 +234,11 @@ def test_two_processes_make_one_picture(pipeline, paint, tmp_path):
     np.save(vector, unit_vector(128))
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, str(n), str(vector), str(out)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-c", WORKER, address, str(n), str(vector), str(out), *map(str, tiny)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for n, out in enumerate(outs)
     ]

@@ -4,7 +4,7 @@
     python -m data_pipeline.people --sheet people.png --people 6 --pictures 6      # only look
 
 writes OUT/<person>/<picture>.jpg and OUT/manifest.jsonl: captions, exact keypoints, and every attribute. A picture depends on its numbers,
-its size and its look alone: in another run, with other workers, it is the same.
+its size, look and shots alone: in another run, with other workers, it is the same.
 
 The builder's usual limits are those of photographs; for small pictures lower them:
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -27,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from data_pipeline.people.folder import Job, draw_person
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import appearing, check_writable, run
 from infu_jax.errors import InputError
 
 SHEET_ROWS, SHEET_COLUMNS = 24, 8
@@ -53,6 +52,8 @@ class Args:
     """Instead of --size."""
     look: Literal["snapshot", "clean", "mixed"] = "snapshot"
     """snapshot: noise, blur, dull colours, JPEG: what stands for real photos in this world. clean: none of it. mixed: half and half."""
+    shots: tuple[Literal["close-up", "portrait", "half-length"], ...] = ("close-up", "portrait", "half-length")
+    """Which may be drawn. In small pictures faces are clearer without half-length."""
     captions: int = 2
     """Captions a picture; the first names every attribute."""
     synthetic: bool = False
@@ -81,6 +82,8 @@ def _check(args: Args, height: int, width: int) -> None:
     for name in ("people", "pictures", "captions"):
         if getattr(args, name) < 1:
             raise InputError(f"{name} is {getattr(args, name)}; at least 1 is needed")
+    if not args.shots:
+        raise InputError("shots is empty; name at least one of close-up, portrait and half-length")
     if args.captions > 255:
         raise InputError(f"captions is {args.captions}; a record keeps at most 255")
     for name in ("first_person", "first_picture", "workers"):
@@ -97,12 +100,12 @@ def _check(args: Args, height: int, width: int) -> None:
 
 
 def _write_folder(args: Args, height: int, width: int) -> None:
-    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     numbers = range(args.first_person, args.first_person + args.people)
     workers = min(args.workers or os.cpu_count() or 1, args.people)
-    jobs = [Job(partial, n, args.first_picture, args.pictures, height, width, args.look, args.captions, args.synthetic, args.format) for n in numbers]
-    try:
+    how = (height, width, args.look, args.shots, args.captions, args.synthetic, args.format)
+    with appearing(args.out) as partial:
+        partial.mkdir(parents=True)
+        jobs = [Job(partial, n, args.first_picture, args.pictures, *how) for n in numbers]
         with (
             ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
             tqdm(total=args.people * args.pictures, desc="drawing", unit="picture", disable=None) as bar,
@@ -111,11 +114,6 @@ def _write_folder(args: Args, height: int, width: int) -> None:
             for rows in pool.map(draw_person, jobs):
                 manifest.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 bar.update(len(rows))
-        if args.out.exists():
-            raise InputError(f"{args.out} has come into being meanwhile; choose another name")
-        partial.rename(args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{args.out}  {args.people} people, {args.people * args.pictures} pictures of {width}x{height}, manifest.jsonl")
 
 
@@ -131,16 +129,12 @@ def _write_sheet(args: Args, height: int, width: int) -> None:
         who = people.person(number)
         cells = []
         for k in range(args.first_picture, args.first_picture + min(args.pictures, SHEET_COLUMNS)):
-            shown = people.render(who, people.picture(number, k, args.look), height, width)
+            shown = people.render(who, people.picture(number, k, args.look, args.shots), height, width)
             cells.append((pictures.thumbnail(shown.image, min(256, width)), shown.caption))
         rows.append((f"person {number}: {who.gender}, {who.age}, {who.hair_colour} hair ({who.hair_style})", cells))
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.sheet.with_name(f".{args.sheet.name}.{os.getpid()}.partial")
-    try:
+    with appearing(args.sheet) as partial:
         Image.fromarray(pictures.contact_sheet(rows, cell=min(256, width))).save(partial, format="PNG")
-        partial.rename(args.sheet)
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{args.sheet}  contact sheet of {len(rows)} people")
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Float32
 
 EXPRESSIONS = ("neutral", "smiling", "laughing", "surprised", "sad", "angry")
 LIGHTS = ("soft", "warm", "cool", "from the left", "from the right", "dim", "golden")
-SHOTS = ("close-up", "portrait", "half-length")
+SHOT_WEIGHTS = {"close-up": 2, "portrait": 4, "half-length": 2.5}
+SHOTS = tuple(SHOT_WEIGHTS)
 CLOTHES = ("t-shirt", "shirt", "turtleneck", "hoodie", "suit", "sweater", "tank top", "jacket", "striped shirt")
 HEADWEAR = ("none", "beanie", "cap", "straw hat", "headband", "crown", "headscarf")
 GLASSES = ("none", "glasses", "round glasses", "sunglasses")
@@ -75,8 +76,8 @@ class Picture:
             raise ValueError(f"size is {self.size}; expected 0.5 to 1.5")
 
 
-def picture(person_number: int, picture_number: int, look: str = "clean") -> Picture:
-    """The attributes of a person's picture, numbers 0 or more. With look "mixed" half of the pictures are snapshots."""
+def picture(person_number: int, picture_number: int, look: str = "clean", shots: tuple[str, ...] = SHOTS) -> Picture:
+    """The attributes of a person's picture, numbers 0 or more. With look "mixed" half of the pictures are snapshots. shots: which may be drawn."""
     if min(person_number, picture_number) < 0:
         raise ValueError(f"person {person_number}, picture {picture_number}; numbers start at 0")
     rng = np.random.default_rng([0x91C, person_number, picture_number])
@@ -92,7 +93,7 @@ def picture(person_number: int, picture_number: int, look: str = "clean") -> Pic
         seed=(person_number, picture_number),
         expression=pick(EXPRESSIONS, (3, 3, 2, 1.5, 1.5, 1.5)),
         yaw=bell(15, 34), pitch=bell(7, 16), roll=bell(8, 22),
-        shot=pick(SHOTS, (2, 4, 2.5)), size=float(rng.uniform(0.92, 1.1)), x=float(rng.uniform(-1, 1)), y=float(rng.uniform(-1, 1)),
+        shot=pick(shots, [SHOT_WEIGHTS[shot] for shot in shots]), size=float(rng.uniform(0.92, 1.1)), x=float(rng.uniform(-1, 1)), y=float(rng.uniform(-1, 1)),
         light=pick(LIGHTS, (4, 2, 2, 2, 2, 1, 1.5)),
         clothing=pick(CLOTHES), colour=pick(COLOURS), headwear=pick(HEADWEAR, (11, 1.2, 1.2, 1.2, 0.8, 0.7, 0.8)), headwear_colour=pick(COLOURS),
         glasses=pick(GLASSES, (8, 1.5, 1, 0.9)), scene=pick(SCENES, (4,) + (1.2,) * (len(SCENES) - 1)), scene_colour=pick(COLOURS),

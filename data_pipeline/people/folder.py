@@ -16,6 +16,7 @@ class Job:
     height: int
     width: int
     look: str
+    shots: tuple[str, ...]
     captions: int
     synthetic: bool
     format: str
@@ -34,7 +35,7 @@ def draw_person(job: Job) -> list[dict[str, Any]]:
     (job.folder / name).mkdir()
     rows = []
     for k in range(job.first_picture, job.first_picture + job.pictures):
-        picture = people.picture(job.person, k, job.look)
+        picture = people.picture(job.person, k, job.look, job.shots)
         shown = people.render(who, picture, job.height, job.width)
         path = f"{name}/{k:04d}.{job.format}"
         Image.fromarray(shown.image).save(job.folder / path, **({"quality": 95, "subsampling": 0} if job.format == "jpg" else {}))

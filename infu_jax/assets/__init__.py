@@ -1,4 +1,4 @@
-"""Embedded data: the tiny stack, sample faces, and the programs that made them."""
+"""Embedded data: the tiny stack, the program that makes its tokenizers, and sample faces."""
 
 from pathlib import Path
 

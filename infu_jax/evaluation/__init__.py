@@ -1,4 +1,4 @@
 """How good is a model: the paper's protocol as a command, `python -m infu_jax.evaluation` (see docs/evaluation.md).
 
-prompts, identities -> pairs -> making (pictures) -> measuring (models look at them) -> scores, statistics (NumPy) -> report.
+identities -> pairs -> making (pictures) -> measuring (models look at them) -> scores, statistics (NumPy) -> report.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import appearing, check_writable, run
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
 
@@ -49,7 +48,8 @@ class Args:
     genders: OptionalPath = None
     """Another genders.csv."""
     prompts: OptionalPath = None
-    """Prompts of your own: one a line, woman or man or any, a tab, the text. By default 200 that come with the package."""
+    """Prompts of your own: one a line, `woman<TAB>prompt` or `man<TAB>prompt` for one gender only; or a .csv file with the columns prompt and
+    gender. By default 200 that come with the package."""
     prompts_per_person: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Only so many prompts for each person, evenly spaced over those for their gender."""
     pictures: OptionalPath = None
@@ -116,14 +116,15 @@ class Args:
 
 def main() -> None:
     args = _of_run(tyro.cli(Args, prog="python -m infu_jax.evaluation", description=__doc__))
-    from infu_jax.evaluation import comparing, identities, pairs, prompts, scores
+    from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
+    from infu_jax.prompts import read_prompts
 
     # Everything that can be wrong is looked at before the models are loaded, the quickest first.
     _check_options(args)
     bootstrap = Bootstrap(args.resamples, args.confidence, args.seed)
     people = identities.read_identities(args.identities, given=_named(args.gender, "--gender", "ada=woman"), table=args.genders)
-    wanted = pairs.plan(people, prompts.read_prompts(args.prompts), most=args.prompts_per_person, seed=args.seed)
+    wanted = pairs.plan(people, read_prompts(args.prompts or pairs.OWN), most=args.prompts_per_person, seed=args.seed)
     recognisers = _recogniser_paths(args)
     earlier = [scores.read(path) for path in args.compare]
     _check_out(args)
@@ -325,12 +326,8 @@ def _write(args: Args, mine: Scores, people: Sequence[Identity], wanted: Sequenc
     )
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in zip(RESULTS, (json.dumps(stored, indent=1, ensure_ascii=False) + "\n", table, page), strict=True):
-        partial = args.out / f".{name}.{os.getpid()}.partial"
-        try:
+        with appearing(args.out / name, replace=True) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(args.out / name)
-        finally:
-            partial.unlink(missing_ok=True)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(comparing.markdown(rows + differences, known), end="")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from infu_jax.errors import InputError
-from infu_jax.evaluation.prompts import GENDERS, gender_of
+from infu_jax.prompts import GENDERS, gender_of, read_genders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLE = "genders.csv"
@@ -46,7 +45,7 @@ def read_identities(folder: Path, *, given: Mapping[str, str] | None = None, tab
     if not photos:
         raise InputError(f"{folder} has no photos; expected {', '.join(SUFFIXES)} files, one a person, or folders of them")
     table = table or (folder / TABLE if (folder / TABLE).is_file() else None)
-    genders = {**({} if table is None else _read_table(table)), **(given or {})}
+    genders = {**({} if table is None else read_genders(table, "name")), **(given or {})}
     if unknown := sorted(set(given or {}) - set(photos)):
         raise InputError(f"--gender names {unknown[0]}, who is not in {folder}; there are {', '.join(list(photos)[:8])}")
     people = []
@@ -66,13 +65,3 @@ def is_picture(path: Path) -> bool:
 def _from_name(name: str) -> str | None:
     found = {gender_of(word) for word in re.split(r"[^A-Za-z]+", name) if len(word) > 1} & set(GENDERS)
     return found.pop() if len(found) == 1 else None
-
-
-def _read_table(path: Path) -> dict[str, str]:
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
-    if not rows or not {"name", "gender"} <= set(rows[0]):
-        raise InputError(f"{path} is no table of genders; its first line must name the columns name and gender")
-    return {(row["name"] or "").strip(): row["gender"] or "" for row in rows}

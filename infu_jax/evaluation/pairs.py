@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation.identities import SUFFIXES, Identity, is_picture
-from infu_jax.evaluation.prompts import Prompt, matching
+from infu_jax.prompts import Prompt, suiting
+from infu_jax.seeds import seed_of
+
+OWN = Path(__file__).with_name("prompts.tsv")
+"""Our own 200 prompts."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,19 @@ class Pair:
 
 
 def plan(identities: Sequence[Identity], prompts: Sequence[Prompt], *, most: int | None = None, seed: int = 0) -> list[Pair]:
-    """Every person with the prompts for their gender, at most `most` each."""
-    pairs = [Pair(who, prompt, seed_of(seed, who.name, prompt.text)) for who in identities for prompt in matching(prompts, who.gender, most)]
-    if bare := [who.name for who in identities if not matching(prompts, who.gender, most)]:
+    """Every person with the prompts for their gender, at most `most` each. A picture's seed is its own: no other person or prompt changes it."""
+    pairs = [Pair(who, prompt, seed_of(seed, who.name, prompt.text)) for who in identities for prompt in chosen(prompts, who.gender, most)]
+    if bare := [who.name for who in identities if not suiting(prompts, who.gender)]:
         raise InputError(f"there is no prompt for {bare[0]}; the prompts are for {', '.join(sorted({p.gender for p in prompts}))}")
     return pairs
 
 
-def seed_of(seed: int, name: str, prompt: str) -> int:
-    """A seed of its own for each picture, which no other person or prompt changes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}\0{prompt}".encode("utf-8", "surrogatepass")).digest()[:4], "big")
+def chosen(prompts: Sequence[Prompt], gender: str, most: int | None = None) -> list[Prompt]:
+    """The prompts for people of a gender; if there are more than `most`, so many evenly spaced ones, the same for everybody of that gender."""
+    fit = suiting(prompts, gender)
+    if most is None or most >= len(fit):
+        return fit
+    return [fit[n * len(fit) // most] for n in range(most)]
 
 
 def find(folder: Path, pair: Pair) -> Path | None:

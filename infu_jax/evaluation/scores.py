@@ -18,7 +18,7 @@ import numpy as np
 from infu_jax.errors import InputError
 from infu_jax.evaluation import statistics
 from infu_jax.evaluation.measuring import Measure, Measured
-from infu_jax.evaluation.pose import head_pose, mouth_width
+from infu_jax.pose import head_pose, mouth_width
 
 FORMAT = "infu_jax evaluation 1"
 PHOTO = "photo_"  # columns of the photo that a picture's person was shown in

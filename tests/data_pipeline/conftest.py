@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infu_jax.assets import draw_face
+from infu_jax.assets import ASSETS
 
-FACES = Path(draw_face.__file__).with_name("faces")
+FACES = ASSETS / "faces"
 SIZES = ((512, 512), (640, 448), (448, 640), (720, 480), (432, 768), (600, 520))  # width, height
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import features, records, show
+from data_pipeline import features, overview, overview_page, records, show
 from infu_jax.errors import InputError
 
 VOID = {"meta", "img", "br"}
@@ -138,7 +138,7 @@ def test_texts_are_texts(shown, stored):
     ],
 )
 def test_escaping(text, expected):
-    assert show._text(text) == expected
+    assert overview_page._text(text) == expected
     expected.encode()
 
 
@@ -160,21 +160,21 @@ def test_pairs_are_those_of_training(pairs_dataset, shown, stored):
 
 def test_pictures(pairs_dataset):
     """The third is what a batch holds, the fourth what is drawn for it; both of the bucket's shape."""
-    found = show.look(show.Args(str(pairs_dataset), resolution=160, bucket_step=32, pairing="spss", pairs=3))
+    found = overview.look(overview.Wanted(str(pairs_dataset), resolution=160, bucket_step=32, pairing="spss", pairs=3))
     assert len(found.pairs) == 3 and found.targets == 12
     for pair in found.pairs:
         height, width = pair.bucket
         for image in (pair.fitted, pair.control):
-            assert image.shape == (show.CELL, round(show.CELL * width / height), 3) and image.dtype == np.uint8
+            assert image.shape == (overview.CELL, round(overview.CELL * width / height), 3) and image.dtype == np.uint8
         assert pair.control.max() > 200 and (pair.control.max(axis=2) == 0).mean() > 0.5
         assert pair.shown_by == "the same picture"
         stored_height, stored_width = pair.record.target_size
-        assert pair.target.shape[:2] == (show.CELL, round(show.CELL * stored_width / stored_height))
+        assert pair.target.shape[:2] == (overview.CELL, round(overview.CELL * stored_width / stored_height))
 
 
 def test_what_is_cut_off_is_dim():
     grey = np.full((100, 200, 3), 200, np.uint8)
-    drawn = show._drawn(grey, np.full((5, 2), 100.0, np.float32), np.array([90, 40, 110, 60], np.float32), (50, 0, 150, 100))
+    drawn = overview._drawn(grey, np.full((5, 2), 100.0, np.float32), np.array([90, 40, 110, 60], np.float32), (50, 0, 150, 100))
     scale = drawn.shape[0] / 100
     assert (drawn[:, : int(49 * scale)] == 70).all() and (drawn[:, int(151 * scale) :] == 70).all()
     assert (drawn[: int(30 * scale), int(51 * scale) : int(149 * scale)] == 200).all()
@@ -183,7 +183,7 @@ def test_what_is_cut_off_is_dim():
 def test_sheet(pairs_dataset, tmp_path, capsys):
     run(pairs_dataset, "--out", tmp_path / "sheet.png", "--pairs", "2", *BUCKETS)
     with Image.open(tmp_path / "sheet.png") as picture:
-        assert picture.format == "PNG" and picture.width == 4 * (show.CELL + 12) + 12 and picture.height > 2 * show.CELL / 2
+        assert picture.format == "PNG" and picture.width == 4 * (overview.CELL + 12) + 12 and picture.height > 2 * overview.CELL / 2
     assert "2 of 12 spms pairs" in capsys.readouterr().out
 
 
@@ -198,19 +198,19 @@ def test_features_and_rejects_are_listed(pairs_dataset, tmp_path):
     features.seal(folder, plan)
     (dataset / "report").mkdir()
     (dataset / "report" / "report.json").write_text('{"rejected": {"no_face": 3, "<i>": 1}}')
-    page = Page(show.page(show.look(show.Args(str(dataset), pairs=1))))
+    page = Page(overview_page.page(overview.look(overview.Wanted(str(dataset), pairs=1))))
     assert page.table(1)[1] == ["t5", "train", "t5_length 7", "float16", "0.0 KiB", "18"]
     assert page.table(2)[1:] == [["no_face", "3", "no face was found"], ["<i>", "1", ""]]
     assert page.all("h1")[0]["text"] == "people <b>"
     (dataset / "report" / "report.json").write_text("[]")
     with pytest.raises(InputError, match="report.json is not the report of a build"):
-        show.look(show.Args(str(dataset), pairs=1))
+        overview.look(overview.Wanted(str(dataset), pairs=1))
 
 
 def test_many_values_share_bars():
-    assert show._ranges({1: 5, 2: 3}) == [("1", 5), ("2", 3)]
-    assert show._ranges({n: 1 for n in range(21)}) == [("0", 1), ("1", 1), ("2-3", 2), ("4-7", 4), ("8-15", 8), ("16-31", 5)]
-    assert sum(count for _, count in show._bins(np.random.default_rng(0).normal(size=100))) == 100
+    assert overview.ranges({1: 5, 2: 3}) == [("1", 5), ("2", 3)]
+    assert overview.ranges({n: 1 for n in range(21)}) == [("0", 1), ("1", 1), ("2-3", 2), ("4-7", 4), ("8-15", 8), ("16-31", 5)]
+    assert sum(count for _, count in overview_page._bins(np.random.default_rng(0).normal(size=100))) == 100
 
 
 def test_existing_files_and_bad_options(pairs_dataset, tmp_path):
@@ -236,4 +236,4 @@ def test_data_uris_are_pictures(shown):
     _, page = shown
     data = base64.b64decode(page.all("img")[0]["src"].partition(",")[2], validate=True)
     with Image.open(io.BytesIO(data)) as picture:
-        assert picture.format == "JPEG" and picture.height == show.CELL
+        assert picture.format == "JPEG" and picture.height == overview.CELL

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import gates, people, prompts, show, synthesize
+from data_pipeline import gates, people, show, studio, synthesize
 from data_pipeline.build import Args as BuildArgs
 from data_pipeline.build import build
 from data_pipeline.filters import Filters, Found, Rejected
 from data_pipeline.gates import Gates, Shown, Verdict
 from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, open_index
 from data_pipeline.loader import open_loader
-from data_pipeline.pose import pose
-from data_pipeline.prompts import Prompt
 from data_pipeline.records import open_records, read_picture
 from data_pipeline.synthesize import Args
 from infu_jax import face
@@ -170,9 +168,8 @@ def test_neither_threads_nor_chunks_nor_a_late_death_matter_but_the_seed(made, p
     synthesize.synthesize(args, lambda args: counting(args, batches))
     one, other = contents(made[0]), contents(args.out)
     assert batches == [] and [name for name in one if one[name] != other.get(name)] == ["report/report.json"]  # which states the chunks
-    plan = lambda seed: [prompts.deal(tuple(FATES), seed, "green", n) for n in range(2 * len(FATES))]  # noqa: E731
+    plan = lambda seed: [studio.deal(tuple(FATES), seed, "green", n) for n in range(2 * len(FATES))]  # noqa: E731
     assert plan(0) != plan(1) and sorted(plan(1)[: len(FATES)]) == sorted(FATES) and plan(1)[: len(FATES)] == plan(1)[len(FATES) :]
-    assert len({prompts.digest(seed, "noise", who, n) for seed in (0, 1) for who in ("a", "b") for n in range(20)}) == 80
 
 
 def command(photos, out, prompts_file, *options) -> list[str]:
@@ -261,21 +258,6 @@ def test_folders_hooks_captions_and_genders(photos, tmp_path, monkeypatch):
     assert dict(totals.rejected) == {"no_photo": 2, "no_prompt": 2} and totals.splits["train"]["people"] == 1
 
 
-def test_prompts(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes("\ufeff# a comment\nwoman\ta  queen\n\nany\ta wall\nM\ta king\r\na wall\n".encode())
-    found = prompts.read_prompts(path)
-    assert found == (Prompt("a queen", "woman"), Prompt("a wall"), Prompt("a king", "man"))
-    assert prompts.suiting(found, "woman") == ("a queen", "a wall") and prompts.suiting(found, None) == ("a wall",)
-    for text, message in (("queen\ta portrait", "line 1: gender 'queen'"), ("# nothing", "no prompts"), ("x" * 20_001, "20001 characters")):
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            prompts.read_prompts(path)
-    (tmp_path / "bad.csv").write_text("text,gender\na,b\n")
-    with pytest.raises(InputError, match="no column prompt"):
-        prompts.read_prompts(tmp_path / "bad.csv")
-
-
 @pytest.mark.parametrize(
     "given, message",
     [
@@ -307,19 +289,6 @@ def test_bad_options(photos, tmp_path, given, message):
 # Gates by themselves --------------------------------------------------------------------------------
 
 
-def test_pose_of_people_whose_turn_is_known():
-    errors, points = [], []
-    for number in range(200):
-        picture = people.picture(number, 0)
-        points.append(people.keypoints(people.person(number), picture, 512, 512))
-        errors.append(np.array(pose(points[-1])) - (picture.yaw, picture.pitch, picture.roll))
-    assert (np.abs(errors).mean(axis=0) < (2.5, 7, 2.5)).all()
-    assert np.abs(pose(face.ARCFACE_POINTS)).max() < 1
-    mirrored = (-1, 1) * points[0][[1, 0, 2, 4, 3]]
-    np.testing.assert_allclose(pose(mirrored.astype(np.float32)), np.array(pose(points[0])) * (-1, 1, -1), atol=1e-3)
-    np.testing.assert_allclose(pose(points[0] * 3 + 7), pose(points[0]), atol=1e-3)
-
-
 @pytest.mark.parametrize("axis", ["yaw", "pitch", "roll"])
 def test_each_turn_has_its_limit(axis):
     turned = replace(people.picture(1, 0), **{"yaw": 0.0, "pitch": 0.0, "roll": 0.0, axis: 25.0})
@@ -330,6 +299,12 @@ def test_each_turn_has_its_limit(axis):
     with pytest.raises(Rejected, match=f"^{axis} is .* at most 18 are allowed") as caught:
         gates._check_pose(verdict, Gates(**{"max_yaw": 180.0, "max_pitch": 180.0, "max_roll": 180.0, f"max_{axis}": 18.0}))
     assert caught.value.reason == "turned"
+
+
+def test_a_face_without_size_has_no_turn():
+    verdict = Verdict(found=Found(np.full((5, 2), 7, np.float32), np.zeros(4, np.float32), {}))
+    with pytest.raises(Rejected, match="no turn can be seen"):
+        gates._check_pose(verdict, Gates())
 
 
 def test_similarity_has_two_ends():

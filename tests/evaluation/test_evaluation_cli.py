@@ -15,14 +15,16 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import convert_weights
 from infu_jax import checkpoint, face, pictures
 from infu_jax.assets import ASSETS
 from infu_jax.cli import run
 from infu_jax.config import CLIPModelConfig
 from infu_jax.evaluation import __main__ as script
 from infu_jax.evaluation.clip import CLIP
-from infu_jax.evaluation.prompts import read_prompts
+from infu_jax.evaluation.pairs import OWN
 from infu_jax.models.clip_model import CLIPModel
+from infu_jax.prompts import read_prompts
 from infu_jax.tokenizers import load_clip_tokenizer
 from tests.conftest import ROOT
 
@@ -95,7 +97,7 @@ def test_paints_resumes_and_refuses_mixtures(tmp_path):
         f"{who}/{n:04d}.png" for who in ("ada", "bo", "cy") for n in ((101, 151) if who == "bo" else (1, 51))
     ]
     recipe = pictures.read_recipe(made[0])
-    assert recipe["prompt"] == read_prompts()[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
+    assert recipe["prompt"] == read_prompts(OWN)[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
     assert len({pictures.read_recipe(path)["seed"] for path in made}) == 6
     stored, value = results(out)
     assert stored["recognisers"] == [{"name": "arcface", "conditioned": True}] and len(stored["pictures"]) == 6 and "clip_score" not in value
@@ -137,7 +139,7 @@ def test_scores_a_folder(tmp_path, copies, clip_folder):
     assert stored["rows"][1]["name"] == "other photos of them" and stored["rows"][1]["measures"]["id_loss/second"]["value"] > 1e-4
 
     clip = CLIP.load(clip_folder, tokenizer=TOKENS)
-    texts, seen = clip.embed_texts([p.text for p in read_prompts()]), clip.embed_images([face.read_image(FACES / f"{who}.png") for who in ("ada", "cy")])
+    texts, seen = clip.embed_texts([p.text for p in read_prompts(OWN)]), clip.embed_images([face.read_image(FACES / f"{who}.png") for who in ("ada", "cy")])
     assert len(stored["pictures"]) == 5
     for row in stored["pictures"]:
         cosine = float(seen[int(row["identity"] == "cy")] @ texts[row["prompt"] - 1])
@@ -159,6 +161,26 @@ def test_scores_a_folder(tmp_path, copies, clip_folder):
     assert row["name"] == "swapped - copies" and row["pictures"] == 4  # two prompts are there for both
     assert row["measures"]["rank_1/second"] == {"value": -1, "low": -1, "high": -1}
     assert "| swapped - copies |" in (other / "table.md").read_text()
+
+
+def test_a_converted_clip_is_whole(tmp_path, clip_folder):
+    """As transformers' folder is, with its own tokenizer and its own way to prepare pictures; there and back."""
+    theirs, ours, back = tmp_path / "theirs", tmp_path / "ours", tmp_path / "back"
+    assert command("to-torch", clip_folder, theirs, main=convert_weights.main)[0] == 0
+    settings = {"size": {"shortest_edge": 40}, "crop_size": 32, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (theirs / "preprocessor_config.json").write_text(json.dumps(settings))
+    for path in TOKENS.iterdir():
+        shutil.copy(path, theirs)
+    assert command("to-jax", theirs, ours, main=convert_weights.main)[0] == 0
+    assert command("to-torch", ours, back, main=convert_weights.main)[0] == 0
+    images, texts = [face.read_image(FACES / "ada.png")], ["a woman", "a man"]
+    wanted = CLIP.load(theirs)
+    assert wanted.preparation.mean == (0.1, 0.2, 0.3) and wanted.preparation.resize == 40
+    for folder in (ours, back):
+        clip = CLIP.load(folder)
+        assert clip.preparation == wanted.preparation
+        np.testing.assert_array_equal(clip.embed_images(images), wanted.embed_images(images))
+        np.testing.assert_array_equal(clip.embed_texts(texts), wanted.embed_texts(texts))
 
 
 def test_mistakes_are_one_line(tmp_path, copies, clip_folder):

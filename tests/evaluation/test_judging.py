@@ -12,7 +12,7 @@ from infu_jax.evaluation.identities import read_identities
 from infu_jax.evaluation.judging import fingerprint, judge
 from infu_jax.evaluation.measuring import Measure, Recogniser
 from infu_jax.evaluation.pairs import plan
-from infu_jax.evaluation.prompts import Prompt
+from infu_jax.prompts import Prompt
 
 ARCFACE = ASSETS / "tiny" / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
 POINTS = np.float32([[30, 40], [60, 40], [45, 55], [33, 70], [57, 70]])

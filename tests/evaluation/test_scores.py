@@ -10,9 +10,9 @@ from infu_jax.errors import InputError
 from infu_jax.evaluation import scores as table
 from infu_jax.evaluation.comparing import Bootstrap, difference, known, markdown, shown, summary
 from infu_jax.evaluation.measuring import Measure, Measured
-from infu_jax.evaluation.pose import MODEL
 from infu_jax.evaluation.report import Page, html_page
 from infu_jax.evaluation.scores import RecogniserInfo, Scores
+from infu_jax.pose import MODEL
 
 NAN = float("nan")
 R = (RecogniserInfo("arcface", True), RecogniserInfo("second", None))

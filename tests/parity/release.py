@@ -10,13 +10,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxContro
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from infu_jax.assets import make_tiny
 from infu_jax.assets.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from tests import random_stack
 from tests.parity.test_resampler import released_names
 from tests.parity.tools import randomize
 
 FLUX = dict(in_channels=64, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=24, pooled_projection_dim=16, axes_dims_rope=(4, 14, 14))
-EMBEDDING = make_tiny.ARCFACE.embedding_dim
+EMBEDDING = random_stack.ARCFACE.embedding_dim
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Release:
 def make_release(folder: Path, *, guidance: bool = True) -> Release:
     """5 + 7 base blocks under 2 + 3 InfuseNet blocks: no interval divides. With `guidance` False the base is a schnell."""
     base, infu = folder / "FLUX.1", folder / "InfiniteYou"
-    clip_vocab = write_clip_tokenizer(base / "tokenizer", make_tiny.CORPUS)
-    t5_vocab = write_t5_tokenizer(base / "tokenizer_2", make_tiny.CORPUS)
+    clip_vocab = write_clip_tokenizer(base / "tokenizer", random_stack.CORPUS)
+    t5_vocab = write_t5_tokenizer(base / "tokenizer_2", random_stack.CORPUS)
     flux = randomize(FluxTransformer2DModel(**FLUX, num_layers=5, num_single_layers=7, guidance_embeds=guidance, patch_size=1), seed=1)
     infusenet = randomize(FluxControlNetModel(**FLUX, num_layers=2, num_single_layers=3, guidance_embeds=True, patch_size=1), seed=2)
     vae = randomize(
@@ -68,7 +68,7 @@ def make_release(folder: Path, *, guidance: bool = True) -> Release:
     clip.save_pretrained(base / "text_encoder")
     infusenet.save_pretrained(infu / "InfuseNetModel", max_shard_size="400KB")
     torch.save({"image_proj": released_names(resampler.state_dict())}, infu / "image_proj_model.bin")
-    arcface = make_tiny.seeded_tensors("arcface", make_tiny.ARCFACE, np.float32)
+    arcface = random_stack.tensors("arcface", random_stack.ARCFACE, np.float32)
     torch.save({k: torch.from_numpy(v) for k, v in arcface.items()}, infu / "recognition_arcface_ir_se50.pth")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if guidance else 1.0, use_dynamic_shifting=guidance)
     scheduler.save_pretrained(base / "scheduler")

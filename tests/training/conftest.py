@@ -15,10 +15,10 @@ import train as script
 from infu_jax import run_state, runs
 from tests.conftest import ROOT
 
+ARCFACE = "recognition_arcface_ir_se50.pth"
 RECIPE = '''
 """Toy sizes for tests."""
 from pathlib import Path
-from infu_jax.assets import ASSETS
 from infu_jax.config import ResamplerConfig
 from infu_jax.train_config import CheckpointConfig, DataConfig, ModelsConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
@@ -26,7 +26,7 @@ def get_config():
     return TrainConfig(
         out=Path("unset"), steps=4, batch_size=8, log_every_steps=1, compilation_cache=Path({cache!r}),
         models=ModelsConfig(
-            base=ASSETS / "tiny/FLUX.1-tiny", arcface=ASSETS / "tiny/InfiniteYou-tiny/recognition_arcface_ir_se50.pth",
+            base=Path({base!r}), arcface=Path({arcface!r}),
             infusenet_blocks=(1, 2), resampler=ResamplerConfig(dim=64, depth=1, heads=1),
         ),
         data=DataConfig(paths=({data!r},), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, threads=2),
@@ -48,23 +48,24 @@ def people(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def featured(people, tmp_path_factory):
+def featured(people, tiny, tmp_path_factory):
     """The same dataset with all features, so that a step's program is the transformers' alone."""
     import shutil
 
     data = tmp_path_factory.mktemp("featured") / "data"
     shutil.copytree(people, data)
     options = ["--resolution", 64, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 16]
-    python("-m", "data_pipeline.precompute", data, "--features", "latents", "control", "t5", "clip", "arcface", *options)
+    models = ["--base", tiny[0], "--arcface", tiny[1] / ARCFACE]
+    python("-m", "data_pipeline.precompute", data, "--features", "latents", "control", "t5", "clip", "arcface", *models, *options)
     return data
 
 
 @pytest.fixture(scope="session")
-def recipe(featured, tmp_path_factory):
+def recipe(featured, tiny, tmp_path_factory):
     """Path of a recipe for `featured`: 4 steps of 8 pictures, a checkpoint every 2."""
     folder = tmp_path_factory.mktemp("recipe")
     path = folder / "recipe.py"
-    path.write_text(RECIPE.format(cache=str(folder / "cache"), data=str(featured)))
+    path.write_text(RECIPE.format(cache=str(folder / "cache"), data=str(featured), base=str(tiny[0]), arcface=str(tiny[1] / ARCFACE)))
     return path
 
 

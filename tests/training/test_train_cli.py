@@ -13,9 +13,11 @@ from PIL import Image
 from infu_jax import flops, runs
 from infu_jax.checkpoint import load_model, params_of
 from infu_jax.config import FluxConfig, InfuseNetConfig
+from infu_jax.distributed import StopRequest
 from infu_jax.errors import InputError
 from infu_jax.metrics import RunLog
 from infu_jax.recipes import CONFIGS
+from infu_jax.run_state import CheckpointError, Checkpoints
 from infu_jax.training import NotFiniteError
 from tests.conftest import ROOT
 from tests.training.conftest import assert_same, finish, python, saved, start
@@ -111,12 +113,29 @@ def test_a_full_disk_while_training(recipe, tmp_path):
     before = saved(out, 1)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))  # noqa: E731  (writing more fails as on a full disk)
     said = finish(start(recipe, out, "--steps", 4, *options, preexec_fn=limit), code=1)[1]
-    assert said.count("warning: a checkpoint could not be written to") == 2 and "; the run goes on, make room before the next one" in said
-    [error] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert error.startswith("error: a checkpoint could not be written") and error.endswith("the last whole one is of step 1")
+    # Three lines and no more: the other writes of each failed checkpoint, some hundreds, go down with it and have nothing to add.
+    told = [line for line in said.splitlines() if "a checkpoint could not be written to" in line]
+    assert [line.partition(": a checkpoint could")[0] for line in told] == ["warning", "warning", "error"] and "Traceback" not in said, said
+    assert all(line.endswith("; the run goes on, make room before the next one") for line in told[:2]), said
+    assert told[2].endswith("the last whole one is of step 1"), said
     assert_same(saved(out, 1), before)
     finish(start(recipe, out, "--steps", 4, *options))
     assert runs.newest(out).name == "4" and sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "3", "4"]
+
+
+@pytest.mark.filterwarnings("ignore:1 fails; the run goes on")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_last_checkpoint_that_cannot_be_begun(train, tmp_path, monkeypatch, stopped):
+    """There is no next one: nothing is called finished."""
+
+    def fails(self, step, *_):
+        raise CheckpointError(f"{step} fails")
+
+    monkeypatch.setattr(Checkpoints, "save", fails)
+    if stopped:
+        monkeypatch.setattr(StopRequest, "at", lambda self, step: step == 1)
+    with pytest.raises(CheckpointError, match="1 fails" if stopped else "2 fails"):
+        train(tmp_path / "run", "--steps", 2, "--checkpoint.every-steps", 1)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,17 @@
-"""Write the embedded tiny stack: every model of the release at toy size, in the release's own layout.
+"""Every model of the release at toy size with seeded random weights, in the release's own layout: for tests, which need no trained ones.
 
-    python -m infu_jax.assets.make_tiny infu_jax/assets/tiny
-
-Weights are drawn from one seed, so pictures are coloured noise: the stack shows that everything fits
-together and what files look like, not what the method can do. It is made with the conversion rules run
-backwards, without torch.
+It is made with the conversion rules run backwards, without torch.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from examples.tiny_world.stack import write_index
 from infu_jax import config as configs
 from infu_jax.assets.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from infu_jax.checkpoint import abstract, param_shapes
@@ -41,42 +36,21 @@ AUTOENCODER = configs.AutoencoderConfig(channels=(16, 32, 32, 32), num_res_block
 ARCFACE = configs.ArcFaceConfig(widths=(16, 32, 48, 64), units=(1, 1, 1, 1), embedding_dim=128)
 
 
-def main(out: Path) -> None:
-    """Write the stack to `out`, which must not exist."""
-    if out.exists():
-        raise SystemExit(f"{out} exists already; remove it first")
+def write(out: Path) -> None:
+    """Write FLUX.1-tiny and InfiniteYou-tiny to the folder `out`."""
     base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
     clip_vocab = write_clip_tokenizer(base / "tokenizer", CORPUS)
     t5_vocab = write_t5_tokenizer(base / "tokenizer_2", CORPUS)
     clip = configs.CLIPTextConfig(vocab_size=clip_vocab, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, eos_token_id=clip_vocab - 1)
     t5 = configs.T5Config(vocab_size=t5_vocab, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
-    _write_folder(base / "transformer", "diffusion_pytorch_model", "flux", FLUX)
-    _write_folder(base / "vae", "diffusion_pytorch_model", "autoencoder", AUTOENCODER)
-    _write_folder(base / "text_encoder", "model", "clip", clip)
-    _write_folder(base / "text_encoder_2", "model", "t5", t5)
-    _write_folder(infu / "InfuseNetModel", "diffusion_pytorch_model", "infusenet", INFUSENET)
-    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": seeded_tensors("resampler", RESAMPLER, BF16)})
-    torch_writer.write_file(infu / "recognition_arcface_ir_se50.pth", seeded_tensors("arcface", ARCFACE, np.float32))
-    _write_json(
-        base / "scheduler" / "scheduler_config.json",
-        dict(
-            _class_name="FlowMatchEulerDiscreteScheduler", base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15,
-            num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=True,
-        ),
-    )  # fmt: skip
-    _write_json(
-        base / "model_index.json",
-        {
-            "_class_name": "FluxPipeline",
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "text_encoder_2": ["transformers", "T5EncoderModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "tokenizer_2": ["transformers", "T5TokenizerFast"],
-            "transformer": ["diffusers", "FluxTransformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-    )
+    write_folder(base / "transformer", "flux", FLUX)
+    write_folder(base / "vae", "autoencoder", AUTOENCODER)
+    write_folder(base / "text_encoder", "clip", clip)
+    write_folder(base / "text_encoder_2", "t5", t5)
+    write_folder(infu / "InfuseNetModel", "infusenet", INFUSENET)
+    torch_writer.write_file(infu / "image_proj_model.bin", {"image_proj": tensors("resampler", RESAMPLER, BF16)})
+    torch_writer.write_file(infu / "recognition_arcface_ir_se50.pth", tensors("arcface", ARCFACE, np.float32))
+    write_index(base)
 
 
 def _layout(model: str) -> Layout:
@@ -84,13 +58,15 @@ def _layout(model: str) -> Layout:
     return next(layout for layout in source.LAYOUTS if layout.model == model)
 
 
-def _write_folder(folder: Path, stem: str, model: str, cfg) -> None:
+def write_folder(folder: Path, model: str, cfg) -> None:
+    """A model's folder in the release's layout, in bfloat16."""
     folder.mkdir(parents=True)
-    safetensors.write_file(folder / f"{stem}.safetensors", seeded_tensors(model, cfg, BF16), metadata={"format": "pt"})
-    _write_json(folder / "config.json", _layout(model).to_config(cfg))
+    stem = "model" if model in ("clip", "t5") else "diffusion_pytorch_model"
+    safetensors.write_file(folder / f"{stem}.safetensors", tensors(model, cfg, BF16), metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_layout(model).to_config(cfg), indent=2) + "\n", encoding="utf-8")
 
 
-def seeded_tensors(model: str, cfg, dtype) -> dict[str, np.ndarray]:
+def tensors(model: str, cfg, dtype) -> dict[str, np.ndarray]:
     """Seeded random weights of a model, under the release's keys; floating-point numbers in `dtype`."""
     layout = _layout(model)
     ours = {path: _draw(path, s.shape, s.dtype) for path, s in param_shapes(abstract(model, cfg)).items()}
@@ -114,18 +90,3 @@ def _draw(path: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     stacked = "blocks." in path or "_out.kernel" in path and path.startswith(("double", "single"))
     fan_in = np.prod(shape[1 if stacked else 0 : -1]) if name == "kernel" and x.ndim > 1 else 16
     return x / np.sqrt(fan_in)
-
-
-def _write_json(path: Path, values: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    target = Path(sys.argv[1])
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    main(partial)
-    partial.rename(target)

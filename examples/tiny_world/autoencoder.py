@@ -1,0 +1,69 @@
+"""The autoencoder: FLUX.1's architecture at small size, trained on crops of drawn pictures, then scaled so that its latents have mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from examples.tiny_world import faces
+from examples.tiny_world.fitting import Fit, fit
+from infu_jax.config import AutoencoderConfig
+from infu_jax.models.autoencoder import Autoencoder
+
+CROP = 64  # pixels: four crops teach more than one whole picture that costs the same
+KL_WEIGHT = 5e-4
+
+
+def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
+    """Train on at most `most` pictures of each folder."""
+    shown = [faces.read(folder, most) for folder in folders]
+    images, middles = np.concatenate([each.images for each in shown]), np.concatenate([each.keypoints.mean(1) for each in shown])
+    others = faces.read(held_out, 64).images
+
+    def batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        rows, room = rng.integers(len(images), size=how.batch_size), images.shape[1] - CROP
+        corners = rng.integers(room + 1, size=(how.batch_size, 2))
+        # Half of the crops show the face, which is what people look at and the hardest to get right.
+        around = middles[rows] - CROP / 2 + rng.uniform(-12, 12, (how.batch_size, 2))
+        corners = np.where(rng.random((how.batch_size, 1)) < 0.5, around.clip(0, room).astype(int), corners)
+        return {"images": np.stack([images[r, y : y + CROP, x : x + CROP] for r, (x, y) in zip(rows, corners, strict=True)])}
+
+    def loss(modules, batch, key, progress):
+        model, x = modules["autoencoder"], batch["images"].astype(jnp.float32) / 127.5 - 1
+        mean, logvar = model.moments(x)
+        made = model.decoder(mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape))
+        error = jnp.abs(made - x).mean() + sum(edges(made, x, n) for n in (1, 2))
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+        return error + KL_WEIGHT * kl, {"error": error, "kl": kl}
+
+    rebuild = nnx.jit(lambda model, x: model.decoder(model.moments(x)[0]))
+
+    def look(modules):
+        x = others.astype(np.float32) / 127.5 - 1
+        made = np.asarray(rebuild(modules["autoencoder"], jnp.asarray(x))).clip(-1, 1)
+        rows = [np.concatenate(list(part[:8]), axis=1) for part in (x, made)]
+        sheet = ((np.concatenate(rows) + 1) * 127.5).round().astype(np.uint8)
+        return {"psnr": float(np.mean(-10 * np.log10(((x - made) ** 2).mean((1, 2, 3)) / 4)))}, sheet
+
+    return fit(out, lambda rngs: {"autoencoder": Autoencoder(cfg, rngs=rngs)}, loss, batch, how, look)
+
+
+def edges(made, x, distance: int):
+    """Mean difference of the differences of pixels so far apart: without it, what is smaller than a nose comes out blurred."""
+    down = lambda image: image[:, distance:] - image[:, :-distance]  # noqa: E731
+    right = lambda image: image[:, :, distance:] - image[:, :, :-distance]  # noqa: E731
+    return 0.25 * (jnp.abs(down(made) - down(x)).mean() + jnp.abs(right(made) - right(x)).mean())
+
+
+def latent_scale(model: Autoencoder, images: np.ndarray) -> AutoencoderConfig:
+    """The model's sizes with the shift and scale that give its latents mean 0 and deviation 1; FLUX.1's own are such numbers too."""
+    moments = nnx.jit(lambda model, x: model.moments(x.astype(jnp.float32) / 127.5 - 1))
+    parts = [moments(model, part) for part in np.array_split(images, max(len(images) // 32, 1))]
+    mean = np.concatenate([np.asarray(p[0]) for p in parts])
+    var = np.exp(np.concatenate([np.asarray(p[1]) for p in parts]))
+    return dataclasses.replace(model.cfg, shift_factor=round(float(mean.mean()), 4), scale_factor=round(float(1 / np.sqrt(mean.var() + var.mean())), 4))

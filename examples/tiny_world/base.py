@@ -1,0 +1,32 @@
+"""The tiny world's base model, text to picture, from random weights.
+
+    python train.py examples/tiny_world/base.py
+
+Needs what `python -m examples.tiny_world` made before it. Hardware: two CPU cores, about an hour and a half.
+Expected result: docs/tiny_world.md.
+"""
+
+from pathlib import Path
+
+from infu_jax.train_config import CheckpointConfig, DataConfig, ModelsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
+
+WORLD = Path("runs/tiny_world")
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        out=WORLD / "base",
+        trainable="base",
+        steps=6000,
+        batch_size=64,
+        remat="none",
+        models=ModelsConfig(base=WORLD / "stack/FLUX.1-tiny", arcface=None, base_from_scratch=True),
+        data=DataConfig(paths=(str(WORLD / "data/web"),), resolution=128, bucket_step=16, max_aspect=1.0, t5_length=56, threads=2),
+        # The guidance that sampling asks for by default; nothing is distilled here, so any one number would do.
+        objective=ObjectiveConfig(guidance=3.5),
+        # No decay: the average over the last steps stands in for it, and the run can be made longer at any time.
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, ema_decay=0.999),
+        checkpoint=CheckpointConfig(every_steps=250, keep=2),
+        validation=ValidationConfig(every_steps=500, batches=1, pictures=8, sampling_steps=20),
+        log_every_steps=25,
+    )

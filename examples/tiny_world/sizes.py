@@ -1,0 +1,92 @@
+"""How much is drawn and trained: the full size, and a smoke size that shows in minutes that everything fits together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from examples.tiny_world.fitting import Fit
+
+
+@dataclass(frozen=True)
+class Folder:
+    """People that `data_pipeline.people` draws. No two folders share a person."""
+
+    people: int
+    pictures: int
+    look: str
+    first: int  # number of the first person
+
+
+@dataclass(frozen=True)
+class Sizes:
+    drawn: dict[str, Folder]
+    recogniser: Fit
+    judge: Fit
+    autoencoder: Fit
+    classifier: Fit
+    autoencoder_pictures: int  # of each folder
+    base_steps: int
+    stage1_steps: int
+    stage2_steps: int
+    batch_size: int  # of the base; InfuseNet takes half
+    spms_photos: int  # people whose pictures are synthesised
+    spms_pictures: int  # of each, before the gates
+    synthesis_prompts: int  # for each gender
+    sampling_steps: int
+    test_people: int
+    test_prompts: int
+    validation_share: float = 0.01
+    untrained: bool = False  # the models learn nothing, so what they paint cannot train others
+
+
+FULL = Sizes(
+    drawn={
+        "web": Folder(6000, 4, "clean", 0),  # what the base model learns from
+        "real": Folder(4000, 3, "snapshot", 100_000),  # people's photos: stage 1, and the identities of stage 2
+        "faces": Folder(2000, 8, "mixed", 200_000),  # the recogniser's
+        "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
+        "held_out": Folder(64, 4, "mixed", 900_000),
+    },
+    recogniser=Fit(steps=2500, batch_size=64, learning_rate=2e-3),
+    judge=Fit(steps=2500, batch_size=64, learning_rate=2e-3, seed=1),
+    autoencoder=Fit(steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
+    classifier=Fit(steps=2500, batch_size=64),
+    autoencoder_pictures=6000,
+    base_steps=6000,
+    stage1_steps=2500,
+    stage2_steps=1000,
+    batch_size=64,
+    spms_photos=600,
+    spms_pictures=8,
+    synthesis_prompts=400,
+    sampling_steps=16,
+    test_people=50,
+    test_prompts=8,
+)
+
+SMOKE = Sizes(
+    drawn={
+        "web": Folder(24, 4, "clean", 0),
+        "real": Folder(16, 3, "snapshot", 100_000),
+        "faces": Folder(8, 4, "mixed", 200_000),
+        "judges": Folder(8, 4, "mixed", 300_000),
+        "held_out": Folder(4, 3, "mixed", 900_000),
+    },
+    recogniser=Fit(steps=4, batch_size=8),
+    judge=Fit(steps=4, batch_size=8, seed=1),
+    autoencoder=Fit(steps=4, batch_size=4),
+    classifier=Fit(steps=4, batch_size=8),
+    autoencoder_pictures=16,
+    base_steps=4,
+    stage1_steps=4,
+    stage2_steps=4,
+    batch_size=8,
+    spms_photos=12,
+    spms_pictures=4,
+    synthesis_prompts=4,
+    sampling_steps=2,
+    test_people=2,
+    test_prompts=2,
+    validation_share=0.25,
+    untrained=True,
+)

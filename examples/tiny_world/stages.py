@@ -1,0 +1,196 @@
+"""What each stage does. Most are the project's own commands, as a user would give them; each is quick where its result is there already."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.tiny_world.sizes import Sizes
+
+ROOT = Path(__file__).parents[2]
+RECIPES = Path(__file__).parent
+SMALL = ("--filters.min-side", 96, "--filters.min-face", 16, "--filters.min-sharpness", 0, "--filters.duplicate-distance", "None")
+FIRST_PROMPT = 0
+SHOTS = ("close-up", "portrait")  # at 128 pixels the faces of others are too small to know anybody
+BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 56)
+GATES = (
+    "--gates.min-face", 24, "--gates.min-sharpness", 0, "--gates.min-score", 0.7, "--gates.min-similarity", 0.4, "--gates.copy-distance", 4,
+    "--gates.duplicate-distance", "None", *(word.replace("--filters", "--photo-filters") if isinstance(word, str) else word for word in SMALL),
+)  # fmt: skip
+STAND_IN = (
+    "--after", "examples.tiny_world.smoke:photo_instead", "--gates.copy-distance", "None", "--gates.max-face-correlation", 1, "--gates.min-similarity", -1,
+    "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
+)  # fmt: skip
+SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a tiny world lies, and how large it is."""
+
+    out: Path
+    sizes: Sizes
+
+    def drawn(self, name: str) -> Path:
+        return self.out / "drawn" / name
+
+    def data(self, name: str) -> Path:
+        return self.out / "data" / name
+
+    @property
+    def base(self) -> Path:
+        return self.out / "stack" / "FLUX.1-tiny"
+
+    @property
+    def arcface(self) -> Path:
+        return self.out / "stack" / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
+
+
+def draw(world: World) -> None:
+    """Pictures of people; a folder for each use, and nobody in two of them."""
+    for name, folder in world.sizes.drawn.items():
+        if not world.drawn(name).exists():
+            command = ("--people", folder.people, "--pictures", folder.pictures, "--look", folder.look, "--first-person", folder.first)
+            python("-m", "data_pipeline.people", world.drawn(name), *command, "--size", 128, "--shots", *SHOTS)
+
+
+def recogniser(world: World) -> None:
+    """The face encoder that pictures are conditioned on."""
+    from examples.tiny_world import recogniser, stack
+
+    recogniser.train(world.out / "recogniser", stack.ARCFACE, world.drawn("faces"), world.drawn("held_out"), world.sizes.recogniser)
+
+
+def judge(world: World) -> None:
+    """A second one, of another shape, trained on other people, which only measures."""
+    from examples.tiny_world import recogniser, stack
+
+    recogniser.train(world.out / "judge", stack.JUDGE, world.drawn("judges"), world.drawn("held_out"), world.sizes.judge)
+
+
+def autoencoder(world: World) -> None:
+    from examples.tiny_world import autoencoder, stack
+
+    folders = [world.drawn("web"), world.drawn("real")]
+    autoencoder.train(world.out / "autoencoder", stack.AUTOENCODER, folders, world.drawn("held_out"), world.sizes.autoencoder, world.sizes.autoencoder_pictures)
+
+
+def stack(world: World) -> None:
+    """The release's folders, all but transformer and InfuseNet filled."""
+    from examples.tiny_world import stack
+    from infu_jax.cli import appearing
+
+    if not (world.out / "stack").exists():
+        with appearing(world.out / "stack") as partial:
+            stack.begin(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
+
+
+def data(world: World) -> None:
+    """Datasets as for photographs, with what the frozen encoders say of them."""
+    for name, features in (("web", ("latents", "t5", "clip")), ("real", ("latents", "control", "t5", "clip", "arcface"))):
+        if not world.data(name).exists():
+            python("-m", "data_pipeline.build", "--source", world.drawn(name) / "manifest.jsonl", "--out", world.data(name), *SMALL, *_split(world))
+        _features(world, world.data(name), features)
+
+
+def base(world: World) -> None:
+    sizes = world.sizes
+    _train(world, "base", sizes.base_steps, sizes.batch_size, "--data.paths", world.data("web"))
+
+
+def stage1(world: World) -> None:
+    steps = world.sizes.stage1_steps
+    _train(world, "stage1", steps, world.sizes.batch_size // 2, "--data.paths", world.data("real"), *_frozen(world))
+
+
+def classifier(world: World) -> None:
+    """Reads off pictures what their prompts asked for; measures only."""
+    from examples.tiny_world import classifier
+
+    classifier.train(world.out / "classifier", [world.drawn("web"), world.drawn("judges")], world.drawn("held_out"), world.sizes.classifier)
+
+
+def synthesis(world: World) -> None:
+    """Pictures of the people of the snapshots, by the model of stage 1, in other scenes."""
+    from examples.tiny_world import prompts
+
+    file = world.out / "synthesis_prompts.txt"
+    if not file.exists():
+        file.write_text(prompts.lines(prompts.made(world.sizes.synthesis_prompts, FIRST_PROMPT)), encoding="utf-8")
+    manifest, out = world.drawn("real") / "manifest.jsonl", world.data("spms")
+    photos = manifest.with_name("synthesis.jsonl")
+    if not photos.exists():
+        count = world.sizes.spms_photos * world.sizes.drawn["real"].pictures
+        photos.write_text("".join(manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    if not out.exists():
+        models = ("--base", world.base, "--transformer", world.out / "base", "--infu", world.out / "stage1", "--arcface", world.arcface)
+        gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
+        how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, "--prompts-file", file)
+        python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
+    _features(world, out, ("latents", "control", "t5", "clip", "arcface"))
+
+
+def stage2(world: World) -> None:
+    """The paper's stage 2, and its ablation: the same synthetic pictures, each its own identity."""
+    for name, pairing in (("stage2", "spms"), ("stage2_single", "spss")):
+        options = ("--data.paths", world.data("spms"), "--data.pairing", pairing, "--models.init", world.out / "stage1", *_frozen(world))
+        _train(world, "stage2", world.sizes.stage2_steps, world.sizes.batch_size // 2, *options, out=world.out / name)
+
+
+def evaluation(world: World) -> None:
+    """All models on people and prompts never seen."""
+    from examples.tiny_world import table
+
+    table.make(world)
+
+
+def release(world: World) -> None:
+    """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny."""
+    from examples.tiny_world import stack
+    from infu_jax import runs
+    from infu_jax.cli import appearing
+
+    out = world.out / "release"
+    if out.exists():
+        return
+    times = [json.loads(line) for line in (world.out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = {name: int(runs.newest(world.out / name).name) for name in ("autoencoder", "recogniser", "base", "stage1", "stage2")}
+    told = {
+        "command": "python -m examples.tiny_world",
+        "data": "drawn by data_pipeline.people, Apache-2.0; no photograph, no downloaded weights",
+        "steps": steps,
+        "hours": round(sum(row["seconds"] for row in times) / 3600, 2),
+        "cores": times[-1]["cores"],
+    }
+    with appearing(out) as partial:
+        stack.finish(partial, world.out / "stack", world.out / "base", world.out / "stage2", told)
+
+
+def _split(world: World) -> tuple:
+    return ("--validation-share", world.sizes.validation_share)
+
+
+def _features(world: World, dataset: Path, names: tuple[str, ...]) -> None:
+    command = ("-m", "data_pipeline.precompute", dataset, "--features", *names, "--base", world.base, "--arcface", world.arcface, "--batch", 32, *BUCKET)
+    python(*command)
+
+
+def _train(world: World, recipe: str, steps: int, batch_size: int, *options, out: Path | None = None) -> None:
+    common = ("--out", out or world.out / recipe, "--steps", steps, "--batch-size", batch_size, "--models.base", world.base)
+    python("train.py", RECIPES / f"{recipe}.py", *common, *options)
+
+
+def _frozen(world: World) -> tuple:
+    return ("--models.transformer", world.out / "base", "--models.arcface", world.arcface)
+
+
+def python(*arguments) -> None:
+    """Run a command of the project. What it says is seen as it says it; its failure is ours."""
+    words = [str(a.absolute() if isinstance(a, Path) else a) for a in arguments]
+    print("python " + shlex.join(words), flush=True)
+    if code := subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        sys.exit(code)

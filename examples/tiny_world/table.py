@@ -1,0 +1,90 @@
+"""The paper's tables in miniature: every model on people and prompts never seen, judged by a recogniser that no model has met."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from data_pipeline import people
+from examples.tiny_world import classifier, prompts, strength
+from examples.tiny_world.stages import SHOTS, SIZE, World, python
+from infu_jax import checkpoint, face, runs
+from infu_jax.evaluation import comparing, identities, judging, pairs
+from infu_jax.evaluation.measuring import Recogniser
+from infu_jax.prompts import read_prompts
+
+FIRST_PERSON, FIRST_PROMPT = 910_000, 50_000
+PHOTOS = 3  # the first is what a model is shown
+MODELS = {
+    "base alone": ("stage1", ("--conditioning-scale", 0)),
+    "stage 1": ("stage1", ()),
+    "stage 2 on single samples": ("stage2_single", ()),
+    "full (SPMS)": ("stage2", ()),
+}
+"""Rows of the table: the run and options of its pictures. The base is InfuseNet at scale 0, which gives exactly its picture."""
+
+
+def make(world: World) -> None:
+    """Write OUT/evaluation: pictures and a report for each model, and table.md with all of them."""
+    out = world.out / "evaluation"
+    photos = draw(out / "people", world.sizes.test_people)
+    asked = prompts.made(world.sizes.test_prompts, FIRST_PROMPT)
+    file = out / "prompts.tsv"
+    file.write_text(prompts.lines(asked), encoding="utf-8")
+    for name, (run, options) in MODELS.items():
+        folder = out / name.replace(" ", "_")
+        if (folder / "table.md").exists():
+            continue
+        models = ("--infu", world.out / run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
+        how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, *SIZE, *options)
+        python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
+    (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")
+    (out / "strength.md").write_text(strength.table(world, world.out / "stage2", identities.read_identities(photos), asked), encoding="utf-8")
+    print((out / "table.md").read_text(encoding="utf-8"))
+
+
+def draw(folder: Path, count: int) -> Path:
+    """Photos of people that no stage has seen: snapshots, a folder for each person."""
+    if folder.exists():
+        return folder
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    genders = ["name,gender"]
+    for number in tqdm(range(FIRST_PERSON, FIRST_PERSON + count), desc="drawing test people", disable=None):
+        who = people.person(number)
+        genders.append(f"{number},{who.gender}")
+        (partial / str(number)).mkdir(exist_ok=True)
+        for k in range(PHOTOS):
+            shown = people.render(who, people.picture(number, k, "snapshot", SHOTS), 128, 128)
+            Image.fromarray(shown.image).save(partial / str(number) / f"{k}.png")
+    (partial / "genders.csv").write_text("\n".join(genders) + "\n", encoding="utf-8")
+    partial.rename(folder)
+    return folder
+
+
+def judged(world: World, photos: Path, file: Path, asked: Sequence[prompts.Asked]) -> str:
+    """The table, in markdown."""
+    who = identities.read_identities(photos)
+    wanted = pairs.plan(who, read_prompts(file))
+    run = world.out / "classifier"
+    modules = classifier.load(run)
+    scorer = classifier.Attributes(modules, {each.text: each.attributes for each in asked})
+    arcface, judge = (checkpoint.load_model(path, "arcface") for path in (world.arcface, world.out / "judge"))
+    recognisers = [Recogniser("arcface", arcface, True), Recogniser("judge", judge, False)]
+    rows, reference, known = [], None, []
+    for name in MODELS:
+        scores, reference = judging.judge(
+            wanted, who, world.out / "evaluation" / name.replace(" ", "_") / "pictures",
+            detector=face.load_detector("yunet"), recognisers=recognisers, scorers=[scorer], name=name,
+        )  # fmt: skip
+        rows.append(comparing.summary(scores, comparing.Bootstrap()))
+        known.append(scores)
+    rows.append(comparing.summary(reference, comparing.Bootstrap()))
+    accuracy = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["accuracy"]
+    note = f"\nThe classifier itself is right for {accuracy:.1%} of the attributes of drawn pictures that it has not seen.\n"
+    steps = ", ".join(f"{name} {runs.newest(world.out / name).name} steps" for name in ("base", "stage1", "stage2", "stage2_single"))
+    return comparing.markdown(rows, comparing.known([*known, reference])) + note + f"\nTrained: {steps}.\n"

@@ -1,0 +1,75 @@
+"""The tiny world's chain at smoke size: every stage from nothing, by the command that users give."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from examples.tiny_world import __main__ as command
+from examples.tiny_world import prompts, sizes
+from infu_jax import checkpoint
+from infu_jax.inspection import describe
+from tests.conftest import ROOT
+
+
+def tiny_world(out, *options):
+    """Runs the command; gives its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.tiny_world", "--size", "smoke", "--out", str(out), *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny") / "world"
+    return out, tiny_world(out)
+
+
+def test_every_stage_leaves_its_result(world):
+    out, said = world
+    stages = [json.loads(line)["stage"] for line in (out / "times.jsonl").read_text().splitlines()]
+    assert stages == list(command.Stage.__args__) and [line[4:] for line in said.splitlines() if line.startswith("--- ")] == stages
+    for model in ("FLUX.1-tiny/transformer", "FLUX.1-tiny/vae", "InfiniteYou-tiny/InfuseNetModel", "InfiniteYou-tiny/image_proj_model.bin"):
+        assert describe(out / "release" / model)[1], model
+    table = (out / "evaluation" / "table.md").read_text()
+    assert table.splitlines()[0] == "| | base alone | stage 1 | stage 2 on single samples | full (SPMS) | other photos of them |"
+    assert "attribute accuracy" in table and "rank-1" in table
+    assert len((out / "evaluation" / "strength.md").read_text().splitlines()) == 11
+
+
+def test_the_frozen_stay_frozen_and_the_trained_move(world):
+    """Stage 2 went on from stage 1; the release has what it made, rounded to bfloat16."""
+    out, _ = world
+    one, two = (checkpoint.params_of(checkpoint.load_model(out / run, "infusenet")) for run in ("stage1", "stage2"))
+    assert any(np.abs(np.asarray(one[k]) - np.asarray(two[k])).max() > 0 for k in one)
+    released = checkpoint.params_of(checkpoint.load_model(out / "release" / "InfiniteYou-tiny", "infusenet", dtype="float32"))
+    for name, value in two.items():
+        np.testing.assert_allclose(np.asarray(released[name]), np.asarray(value), rtol=2**-8, atol=1e-30, err_msg=name)
+
+
+def test_the_same_command_again_does_nothing_new(world):
+    out, _ = world
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} | {
+        path: path.stat().st_mtime_ns for path in out.glob("data/*/*/*.array_record*")
+    }
+    tiny_world(out, "--until", "stage1")
+    assert files and files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_nobody_is_in_two_folders():
+    for size in (sizes.FULL, sizes.SMOKE):
+        spans = sorted((folder.first, folder.first + folder.people) for folder in size.drawn.values())
+        assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:]))
+
+
+def test_prompts_name_what_they_ask_for():
+    asked = prompts.made(3, 0)
+    assert [prompt.gender for prompt in asked] == ["woman"] * 3 + ["man"] * 3
+    for prompt in asked:
+        assert f" {prompt.gender} " in prompt.text and prompt.attributes["colour"] in prompt.text and prompt.attributes["gender"] == prompt.gender
+        assert "old" not in prompt.text.split() and "young" not in prompt.text.split()
+    assert prompts.made(3, 0) == asked != prompts.made(3, 100)
