@@ -143,9 +143,8 @@ def merge(module: nnx.Module, changes: Mapping[str, Factors], *, keep: bool = Fa
 
 def restore(module: nnx.Module, former: Mapping[str, jax.Array]) -> nnx.Module:
     """The model as it was before `merge(..., keep=True)`, bit for bit."""
-    kind = lambda path, old: old.sharding.with_memory_kind(checkpoint.params_of(module)[path].sharding.memory_kind)  # noqa: E731
-    back = {path: jax.device_put(old, kind(path, old)) for path, old in former.items()}
-    return checkpoint.with_params(module, {**checkpoint.params_of(module), **back})
+    now = checkpoint.params_of(module)
+    return checkpoint.with_params(module, {**now, **{path: jax.device_put(old, now[path].format) for path, old in former.items()}})
 
 
 @functools.cache
