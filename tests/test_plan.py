@@ -101,7 +101,7 @@ def test_collectives_as_a_tpu_writes_them():
 # Compiled -----------------------------------------------------------------------------------------
 
 
-def test_sampling(four_chips, pipeline):
+def test_sampling(four_chips, pipeline, monkeypatch):
     """The loop's own program with the weights that it takes, on the mesh that splits least; and with all programs around it."""
     found = sampling.plan(sample_args())
     gib, size = {name: x * 2**30 for name, x in found["gib"].items()}, found["mesh"]
@@ -117,6 +117,8 @@ def test_sampling(four_chips, pipeline):
     assert found["flops"]["least"] * 2 == pytest.approx(least) and found["estimated_seconds"] == pytest.approx(least / 2 / 0.5e12)
     assert "data 2, fsdp 1, tensor 2: 1 pictures at once (0.25 a chip)" in report.text(found)
     json.dumps(found)
+    monkeypatch.setattr(chips, "compiled", lambda lowered, effort: chips.Compiled(0, 0, 0, 0.0, ""))
+    assert sampling.plan(sample_args(mesh=MeshConfig(fsdp=-1)))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
 
 
 def test_parked_weights_are_not_counted(four_chips):

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from infu_jax import flops, flow, pipeline, sampler
 from infu_jax.checkpoint import abstract, open_model, param_shapes, params_of, with_params
-from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, ResamplerConfig, T5Config
+from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
 from infu_jax.models.flux import MODULATION
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
@@ -113,7 +113,7 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     devices = chips.devices(args.topology)
     room = chips.memory_gib(devices[0])
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
-    mesh = make_mesh(**dataclasses.asdict(args.mesh or choice.mesh), devices=devices)
+    mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)
     have = models(args, sizes, mesh)
     asked = programs(args, have, mesh)
     compiled = {}

@@ -49,8 +49,8 @@ class SampleArgs:
     batch: int = 1
     """Pictures computed at once."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
-    mesh: MeshConfig | None = None
-    """How devices share the work; by default what the arithmetic prefers."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How devices share the work; left alone, as the arithmetic prefers."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and computation."""
     offload: bool = False
