@@ -20,6 +20,7 @@ bench: setup-dev
 	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/int8.py
 
 setup: $(VENV)/.setup
 setup-dev: $(VENV)/.setup-dev

@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
-from infu_jax.config import MeshConfig, SamplingConfig, from_json
+from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
 
-ADVICE = "try --offload, --dtype bfloat16, a smaller --batch or picture, or more devices"
+ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
@@ -84,6 +84,9 @@ class Args:
     """Pictures computed at once."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of weights and computation. auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    weights: Weights = "auto"
+    """How the blocks of the base model, InfuseNet and T5 are kept. auto: in --dtype. int8: in eight bits, computed in --dtype; half the memory of
+    bfloat16 (FLUX.1-dev 11.2 GiB for 22.2), and an error about as large as that of computing in bfloat16 (docs/sampling.md)."""
     offload: bool = False
     """Keep text encoders, VAE and ArcFace in host memory while the transformer runs."""
     compilation_cache: OptionalPath = field(default_factory=lambda: user_cache() / "programs")
@@ -128,7 +131,8 @@ def main() -> None:
     with memory_advice(ADVICE), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(
             args.base, args.infu, arcface=args.arcface, transformer=args.transformer, autoencoder=args.autoencoder, detector=detector,
-            loras=loras, mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, progress=lambda name: (bar.set_postfix_str(name), bar.update()),
+            loras=loras, mesh=mesh, dtype=dtype, ema=args.ema, offload=args.offload, weights=args.weights,
+            progress=lambda name: (bar.set_postfix_str(name), bar.update()),
         )  # fmt: skip
         id_embedding = pipeline.embed_face(photo)
     if args.embedded:
@@ -195,6 +199,7 @@ def _defaults(argv: list[str]) -> Args:
             lora=tuple(recipe.get("lora", ())),  # pictures of older versions have none
             detector=recipe["detector"],
             dtype=recipe["dtype"],
+            weights=recipe.get("weights", "auto"),
         )
     except (KeyError, TypeError) as e:
         raise InputError(f"{path}: its settings are not those of this version ({e!r}); give the options themselves instead of --like") from None
@@ -331,6 +336,7 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "ema": args.ema,
         "detector": args.detector,
         "dtype": dtype,
+        "weights": args.weights,
         "batch": args.batch,
         "mesh": dataclasses.asdict(_mesh(args, jax.device_count())),
     }

@@ -181,6 +181,8 @@ def save_model(folder: str | os.PathLike, model: str, module: nnx.Module) -> Non
     _check_model(model)
     if type(module) is not MODELS[model][1]:
         raise TypeError(f"{type(module).__name__} cannot be saved as {model}, which is a {MODELS[model][1].__name__}")
+    if params_of(module).keys() != params_of(abstract(model, module.cfg)).keys():
+        raise TypeError(f"this {model} is rounded to eight bits (`quantize`); save it as it was before")
     read = lambda array: lambda box: np.asarray(array)[tuple(slice(*b) for b in box)]  # noqa: E731
     save_params(folder, model, module.cfg, {k: HostParam(v.shape, np.dtype(v.dtype), read(v)) for k, v in params_of(module).items()})
 

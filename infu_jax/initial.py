@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from infu_jax import checkpoint
+from infu_jax import checkpoint, quantize
 from infu_jax.checkpoint import abstract, open_model, param_shapes, params_of
 from infu_jax.config import InfuseNetConfig
 from infu_jax.convert import source
@@ -67,11 +68,16 @@ def frozen_names(cfg: TrainConfig, features: set[str]) -> set[str]:
 
 
 def frozen_models(cfg: TrainConfig, names: set[str], mesh: Mesh, dtype: Any, progress: Callable[[str], None]) -> dict[str, nnx.Module]:
-    """Load the frozen models `names`; ArcFace in float32, the others in `dtype`."""
+    """Load the frozen models `names`; ArcFace in float32, the others in `dtype`, the base's blocks in eight bits where the settings say so."""
     models = {}
     for name, path in places(cfg.models).items():
-        if name in names:
-            progress(name)
+        if name not in names:
+            continue
+        progress(name)
+        if name == "flux" and cfg.models.base_weights == "int8":
+            module = checkpoint.check(open_model(path, name))
+            models[name] = quantize.load(name, module, quantize.open_params(path, name), mesh, dtype)
+        else:
             models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype)
     return models
 
@@ -85,7 +91,8 @@ def initial_params(cfg: TrainConfig, trained: Models, frozen: Models, mesh: Mesh
         if path is not None:
             params[name] = params_of(checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32))
         elif name == "infusenet":
-            params[name] = _from_base(module, frozen["flux"], mesh, cfg.seed)
+            base = params_of(frozen["flux"]) if cfg.models.base_weights == "auto" else _first_layers(module, places(cfg.models)["flux"], mesh)
+            params[name] = _from_base(module, base, mesh, cfg.seed)
         else:
             params[name] = _drawn(name, module, mesh, cfg.seed)
     return params
@@ -110,7 +117,18 @@ def _drawn(name: str, module: nnx.Module, mesh: Mesh, seed: int) -> dict[str, ja
     return jax.jit(make, out_shardings=_shardings(name, module, mesh))()
 
 
-def _from_base(infusenet: nnx.Module, flux: nnx.Module, mesh: Mesh, seed: int) -> dict[str, jax.Array]:
+def _first_layers(infusenet: nnx.Module, path: Path, mesh: Mesh) -> dict[str, jax.Array]:
+    """What a new InfuseNet takes of the stored base, in float32: a base in memory may be rounded to eight bits."""
+    stored, shardings = checkpoint.open_params(open_model(path, "flux"), np.float32), _shardings("infusenet", infusenet, mesh)
+
+    def first(name: str, shape: tuple[int, ...]) -> jax.Array:
+        read = lambda index: stored[name].read(tuple(part.indices(n)[:2] for part, n in zip(index, shape)))  # noqa: E731
+        return jax.make_array_from_callback(shape, shardings[name], read)
+
+    return {name: first(name, s.shape) for name, s in param_shapes(infusenet).items() if name in stored}
+
+
+def _from_base(infusenet: nnx.Module, base: Mapping[str, jax.Array], mesh: Mesh, seed: int) -> dict[str, jax.Array]:
     """InfuseNet's embedders and blocks are the base's first ones; what only InfuseNet has, it draws itself: zeros.
 
     Assumption: the paper does not say how InfuseNet starts; this is how diffusers starts a FLUX ControlNet.
@@ -121,7 +139,7 @@ def _from_base(infusenet: nnx.Module, flux: nnx.Module, mesh: Mesh, seed: int) -
         first = {name: base[name][: len(x)] if "_blocks." in name else base[name] for name, x in own.items() if name in base}
         return {name: x.astype(jnp.float32) for name, x in {**own, **first}.items()}
 
-    return jax.jit(make, out_shardings=_shardings("infusenet", infusenet, mesh))(params_of(flux))
+    return jax.jit(make, out_shardings=_shardings("infusenet", infusenet, mesh))(base)
 
 
 def _shardings(name: str, module: nnx.Module, mesh: Mesh):

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, hub, latents, lora, sampler
-from infu_jax.config import AutoencoderConfig, FluxConfig, SamplingConfig
+from infu_jax import checkpoint, face, flow, hub, latents, lora, quantize, sampler
+from infu_jax.checkpoint import HostParam
+from infu_jax.config import AutoencoderConfig, FluxConfig, SamplingConfig, Weights
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
 from infu_jax.models.autoencoder import Autoencoder, sample_latents
@@ -95,6 +96,7 @@ class InfUPipeline:
     # Encoded prompts, faces and control images by their content, so that the encoders run once for each; of these models, hence not an argument.
     recent: Recent = field(default_factory=lambda: Recent(KEPT_BYTES), init=False, repr=False)
     former: dict[str, dict[str, jax.Array]] = field(default_factory=dict, repr=False)  # what `set_loras` has changed, as it was before
+    stored: dict[str, Mapping[str, HostParam]] = field(default_factory=dict, repr=False)  # of models in int8, what they were rounded from
 
     @classmethod
     def load(
@@ -111,6 +113,7 @@ class InfUPipeline:
         dtype: Any = jnp.float32,
         ema: bool = True,
         offload: bool = False,
+        weights: Weights = "auto",
         progress: Callable[[str], None] = lambda name: None,
     ) -> InfUPipeline:
         """Load everything, from PyTorch files or from folders that `convert_weights.py to-jax` wrote; each path may be a Hugging Face id, see `hub`.
@@ -125,6 +128,7 @@ class InfUPipeline:
             mesh: devices to spread over, by default one.
             ema: of a training run, take the average of the weights where it keeps one.
             dtype: of weights and computation; ArcFace, norms, softmax, schedule and latents stay float32.
+            weights: int8 keeps the blocks of both transformers and of T5 in eight bits, see `quantize`; LoRAs are merged before they are rounded.
             progress: called with the name of each part before it is loaded.
         """
         mesh = mesh or make_mesh(devices=jax.devices()[:1])
@@ -140,17 +144,23 @@ class InfUPipeline:
         changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
         schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
-        models = {}
+        models, stored = {}, {}
         for name, path in places.items():
             progress(name)
-            host = PARKED_PARAMETERS if offload else None  # not even for a moment on the device
-            models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema, host=host)
-            models[name], _ = lora.merge(models[name], lora.together(changes, name))
+            added = lora.together(changes, name)
+            if weights == "int8" and name in quantize.MODELS:
+                stored[name] = lora.merge_stored(quantize.open_params(path, name, ema=ema), added)
+                models[name] = quantize.load(name, shapes[name], stored[name], mesh, dtype)
+            else:
+                host = PARKED_PARAMETERS if offload else None  # not even for a moment on the device
+                models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema, host=host)
+                models[name], _ = lora.merge(models[name], added)
             if offload:  # at once, so that the transformers find the room that it leaves
                 models[name] = _parked(name, models[name])
         return cls(
-            **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload
-        )
+            **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload,
+            stored=stored,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -228,14 +238,21 @@ class InfUPipeline:
     def set_loras(self, loras: Sequence[tuple[str | os.PathLike, float]]) -> None:
         """Paint with these LoRA files and scales from now on, in the place of those given here before; with none, as loaded.
 
-        The weights that they change wait in host memory, so nothing is loaded again. Raises ConversionError for a file that does not fit.
+        The weights that they change wait in host memory, so nothing is loaded again but, where they are kept in int8, those very weights: they
+        are rounded anew from storage, as `load` does. Raises ConversionError for a file that does not fit.
         """
-        changes = [lora.read(hub.local(path, ["lora"]), scale, {name: getattr(self, name) for name in lora.MODELS}) for path, scale in loras]
+        shapes = {name: checkpoint.abstract(name, getattr(self, name).cfg) for name in lora.MODELS}
+        changes = [lora.read(hub.local(path, ["lora"]), scale, shapes) for path, scale in loras]
         for name in lora.MODELS:
             model, added = getattr(self, name), lora.together(changes, name)
             if not added and name not in self.former:
                 continue
-            model, self.former[name] = lora.merge(lora.restore(model, self.former.pop(name, {})), added, keep=True)
+            if name in self.stored:  # rounded on the device
+                model = lora.restore(_on_device(model) if self.offload else model, self.former.get(name, {}))
+                model, self.former[name] = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
+                model = _parked(name, model) if self.offload else model
+            else:
+                model, self.former[name] = lora.merge(lora.restore(model, self.former.get(name, {})), added, keep=True)
             setattr(self, name, model)
             self.recent.clear()
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from infu_jax.config import MeshConfig, Remat, ResamplerConfig
+from infu_jax.config import MeshConfig, Remat, ResamplerConfig, Weights
 from infu_jax.errors import InputError
 
 Feature = Literal["latents", "control", "t5", "clip", "arcface"]
@@ -81,6 +81,8 @@ class ModelsConfig:
     """Another transformer than `base` has, e.g. flux1-dev.safetensors or a run that trained the base model."""
     autoencoder: Path | None = None
     """Another VAE than `base` has, e.g. ae.safetensors."""
+    base_weights: Weights = "auto"
+    """How the blocks of a frozen base transformer are kept. auto: in dtype. int8: in eight bits, computed in dtype; half the memory of bfloat16."""
     arcface: Path | None = Path("recognition_arcface_ir_se50.pth")
     """Face identity encoder (facexlib's ArcFace IR-SE50)."""
     init: Path | None = None
@@ -257,6 +259,10 @@ class TrainConfig:
         _check(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         _check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; at least 1 is needed")
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}; 0 <= seed < {2**32} is needed")
+        _check(
+            self.models.base_weights == "auto" or self.trainable != "base",
+            f"models.base_weights is {self.models.base_weights}, which is for a frozen base; with trainable base leave it at auto",
+        )
         _check(self.models.base_from_scratch is False or self.trainable == "base", "models.base_from_scratch needs trainable base")
         first, last = self.profile_steps or (0, 0)
         _check(0 <= first <= last, f"profile_steps are {self.profile_steps}; two steps, the first not after the last, are needed")
@@ -275,7 +281,11 @@ def settings(cfg: TrainConfig) -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What would make a run with the settings `new` compute something else than it did with `old`, as `name old -> new`."""
+    """What would make a run with the settings `new` compute something else than it did with `old`, as `name old -> new`.
+
+    A setting that `old`, of an older version, does not know was at its default.
+    """
+    old = {**{name: value for name, value in settings(TrainConfig(out=Path())).items() if name in new}, **old}
     free = [*_FREE, "steps"] if new["optimizer.decay"] == "constant" else _FREE
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name) and not any(fnmatch(name, pattern) for pattern in free)]
     return [f"{name} {old.get(name)} -> {new.get(name)}" for name in names]

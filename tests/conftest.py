@@ -53,13 +53,11 @@ def unchecked():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def tiny():
     """Folders of random models, FLUX.1 and InfiniteYou. Their tests share programs, which are compiled once."""
     from tests import random_stack
 
-    folder = tmp_path_factory.mktemp("random_stack")
-    random_stack.write(folder)
-    return folder / "FLUX.1-tiny", folder / "InfiniteYou-tiny"
+    return random_stack.folders()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,11 @@ It is made with the conversion rules run backwards, without torch.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -34,6 +38,15 @@ INFUSENET = configs.InfuseNetConfig(
 RESAMPLER = configs.ResamplerConfig(dim=64, depth=2, heads=1, embedding_dim=128, output_dim=32)
 AUTOENCODER = configs.AutoencoderConfig(channels=(16, 32, 32, 32), num_res_blocks=1, norm_groups=8)
 ARCFACE = configs.ArcFaceConfig(widths=(16, 32, 48, 64), units=(1, 1, 1, 1), embedding_dim=128)
+
+
+@functools.cache
+def folders() -> tuple[Path, Path]:
+    """FLUX.1-tiny and InfiniteYou-tiny, written once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="random_stack_"))
+    atexit.register(shutil.rmtree, folder)
+    write(folder)
+    return folder / "FLUX.1-tiny", folder / "InfiniteYou-tiny"
 
 
 def write(out: Path) -> None:

@@ -103,7 +103,7 @@ def test_converted_parameters_are_the_same(converted, model):
 def test_converted_models_make_the_same_pictures(converted, tmp_path):
     flux, infu = converted
     given = (*SMALL, "--prompt", "a woman in a garden", "--seed", 3, "--out", tmp_path)
-    before = only(command(sample, *given))
+    before = only(command(sample, *given, "--base", FLUX, "--infu", INFU))
     after = only(command(sample, *given, "--base", flux, "--infu", infu))
     np.testing.assert_array_equal(pixels(before), pixels(after))
     assert pixels(before).std() > 10  # not of one colour
@@ -116,7 +116,7 @@ def test_single_file(bfl, tmp_path):
     assert os.listdir(tmp_path / "new") == ["transformer"]
     assert_same_parameters(parameters(tmp_path / "new" / "transformer", "flux"), parameters(FLUX, "flux"))
     given = (*SMALL, "--prompt", "a dog", "--seed", 3, "--out", tmp_path)
-    shown = [pixels(only(command(sample, *given, "--transformer", path))) for path in (bfl, tmp_path / "new" / "transformer")]
+    shown = [pixels(only(command(sample, *given, "--base", FLUX, "--infu", INFU, "--transformer", path))) for path in (bfl, tmp_path / "new" / "transformer")]
     np.testing.assert_array_equal(*shown)
 
 

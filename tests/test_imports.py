@@ -17,7 +17,7 @@ LAYERS = (
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
-    ("infu_jax.lora",),
+    ("infu_jax.lora", "infu_jax.quantize"),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.storage",),
     ("infu_jax.convert", "infu_jax.models"),

@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax import flops
-from infu_jax.assets import ASSETS
 from infu_jax.config import FluxConfig, MeshConfig, SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.plan import budget, chips, report, sampling, training
@@ -23,20 +22,21 @@ from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import make_mesh
 from infu_jax.train_config import DataConfig, ModelsConfig
+from tests import random_stack
 from tests.conftest import ROOT
 
-TINY = ASSETS / "tiny"
+FLUX, INFU = random_stack.folders()
 PICTURE = SamplingConfig(width=64, height=80, steps=3, t5_length=24)
 FEATURES = ("latents", "control", "t5", "clip", "arcface")
 ABSTRACT = {n: budget._abstract(MeshConfig(fsdp=n)) for n in (1, 4, 16)}
 
 
 def sample_args(**changes):
-    return SampleArgs(**{"base": TINY / "FLUX.1-tiny", "infu": TINY / "InfiniteYou-tiny", "sampling": PICTURE, "dtype": "float32", **changes})
+    return SampleArgs(**{"base": FLUX, "infu": INFU, "sampling": PICTURE, "dtype": "float32", **changes})
 
 
 def train_args(**changes):
-    models = ModelsConfig(base=TINY / "FLUX.1-tiny", arcface=TINY / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
+    models = ModelsConfig(base=FLUX, arcface=INFU / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
     data = DataConfig(features=FEATURES, t5_length=16)
     return TrainArgs(**{"out": Path("unused"), "models": models, "data": data, "batch_size": 8, "height": 64, "width": 64, **changes})
 
@@ -213,7 +213,7 @@ def plan(*argv):
 
 def test_command(tmp_path):
     file = tmp_path / "plan.json"
-    tiny = ("--base", str(TINY / "FLUX.1-tiny"), "--infu", str(TINY / "InfiniteYou-tiny"))
+    tiny = ("--base", str(FLUX), "--infu", str(INFU))
     done = plan("sample", "--gpu-gib", "48", "--batch", "2", "--json", str(file), *tiny)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())

@@ -30,9 +30,10 @@ from infu_jax.config import MeshConfig
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
 from infu_jax.pipeline import InfUPipeline
+from tests import random_stack
 
 ROOT = Path(__file__).parents[1]
-FLUX, INFU = ASSETS / "tiny" / "FLUX.1-tiny", ASSETS / "tiny" / "InfiniteYou-tiny"
+FLUX, INFU = random_stack.folders()
 ADA, BO = ASSETS / "faces" / "ada.png", ASSETS / "faces" / "bo.png"
 SMALL = ("--width", 64, "--height", 64, "--steps", 1, "--t5-length", 16)
 MAKE_MESH = sharding.make_mesh
@@ -228,13 +229,13 @@ def test_no_prompt(tmp_path):
 
 def test_parts_of_different_models(tmp_path, monkeypatch):
     """Each is whole; they just do not belong together."""
-    from tests import random_stack
-
     cfg = dataclasses.replace(random_stack.INFUSENET, hidden_size=32, num_heads=1)
     infu = changed(tmp_path, INFU, lambda f: shutil.rmtree(f / "InfuseNetModel"))
     random_stack.write_folder(infu / "InfuseNetModel", "infusenet", cfg)
     monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: pytest.fail("models were loaded before the mistake was found"))
-    assert_one_line(command(sample, "--prompt", "a", "--infu", infu, "--out", tmp_path / "out"), "hidden size differ: 64 and 32; .* do not belong together")
+    assert_one_line(
+        command(sample, "--prompt", "a", "--base", FLUX, "--infu", infu, "--out", tmp_path / "out"), "hidden size differ: 64 and 32; .* do not belong together"
+    )
 
 
 @pytest.mark.parametrize("place", ["file.txt", "file.txt/below", "new/folder"])
@@ -258,8 +259,8 @@ def test_mesh_that_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", MAKE_MESH)  # on eight devices
     given = ("--prompt", "a", "--out", tmp_path / "out")
     assert_one_line(command(sample, *given, "--mesh.data", 3), r"\(3, 1, 1\) does not fit 8 devices")
-    # Of the tiny stack's two heads no eighth can be had. Asked for, it is an error; by default every device gets a copy.
-    assert_one_line(command(sample, *given, "--mesh.tensor", 8), "size 2 is not a multiple of mesh axis 'tensor' = 8; choose another mesh")
+    # Of the embedded stack's four heads no eighth can be had. Asked for, it is an error; by default every device gets a copy.
+    assert_one_line(command(sample, *given, "--mesh.tensor", 8), "size 4 is not a multiple of mesh axis 'tensor' = 8; choose another mesh")
     assert sample._mesh(sample.Args(), 8) == MeshConfig(data=-1)
     real = sample.Args(base=Path("FLUX.1-dev"))
     assert [sample._mesh(real, n) for n in (1, 4, 6, 16)] == [MeshConfig(1, -1, n) for n in (1, 4, 2, 8)]

@@ -47,9 +47,9 @@ FULL = Sizes(
         "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=2500, batch_size=64, learning_rate=2e-3),
+    recogniser=Fit(steps=1500, batch_size=64, learning_rate=2e-3),
     judge=Fit(steps=2500, batch_size=64, learning_rate=2e-3, seed=1),
-    autoencoder=Fit(steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
+    autoencoder=Fit(steps=2400, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
     base_steps=6000,

@@ -26,7 +26,7 @@ class Linear(nnx.Module):
 
     `inputs` and `outputs` are an axis size or several: `Linear((H, K), D)` contracts heads and head
     size, and its kernel keeps them apart, so that sharding over heads is one letter in a rule.
-    kernel: (*inputs, *outputs); bias: (*outputs).
+    kernel: (*inputs, *outputs); bias: (*outputs). A kernel of integers (`infu_jax.quantize`) has a kernel_scale, of size 1 along the inputs.
     """
 
     def __init__(self, inputs: int | Sequence[int], outputs: int | Sequence[int], *, bias: bool = True, kernel_init: Init | None = None, rngs: nnx.Rngs):
@@ -35,12 +35,17 @@ class Linear(nnx.Module):
             kernel_init = fan_in(in_axis=tuple(range(len(inputs))), out_axis=tuple(range(len(inputs), len(inputs) + len(outputs))))
         self.input_axes = len(inputs)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs), jnp.float32))
+        self.kernel_scale = None
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n = self.input_axes
         contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
         y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (contract, ((), ())))
+        if self.kernel_scale is not None:
+            # The output is scaled, not the kernel: so the compiler need only convert integers, which it can do as it reads them.
+            scale = self.kernel_scale[...]
+            y = (y.astype(jnp.float32) * scale.reshape(scale.shape[n:])).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -110,6 +115,11 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
     return build(rngs)
 
 
+def _all_but_weights(operation, *inputs, **_) -> bool:
+    """Everything, but for kernels converted from integers: those of all blocks at once would be the copy that int8 is there to avoid."""
+    return not (operation is jax.lax.convert_element_type_p and inputs[0].dtype == jnp.int8)
+
+
 # What the backward pass keeps of a block besides its input; it computes the rest again.
 _KEPT = {
     "block": jax.checkpoint_policies.nothing_saveable,
@@ -117,7 +127,7 @@ _KEPT = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("attention")
     ),
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": _all_but_weights,
 }
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infu_jax import flops, flow, initial, training
+from infu_jax import flops, flow, initial, quantize, training
 from infu_jax.checkpoint import abstract, open_model, param_shapes, with_params
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, T5Config
 from infu_jax.errors import InputError
@@ -51,6 +51,8 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
 
     def weights(name):
         module = abstract(name, sizes[name])
+        if name == "flux" and args.models.base_weights == "int8":
+            return with_params(quantize.quantized(module), quantize.targets(name, module, mesh, jnp.bfloat16))
         shapes = param_shapes(module)
         shardings = param_shardings(mesh, RULES[name], {k: v.shape for k, v in shapes.items()})
         dtype = jnp.float32 if name == "arcface" else jnp.bfloat16

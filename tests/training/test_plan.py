@@ -5,27 +5,25 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.loader import open_loader
-from infu_jax.assets import ASSETS
 from infu_jax.config import FluxConfig, InfuseNetConfig, ResamplerConfig
 from infu_jax.plan import training as plan
 from infu_jax.plan.settings import TrainArgs
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig, ModelsConfig
+from tests import random_stack
 
-TINY = ASSETS / "tiny"
+FLUX, INFU = random_stack.folders()
 
 
 def args(**changes):
-    models = ModelsConfig(base=TINY / "FLUX.1-tiny", arcface=TINY / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
+    models = ModelsConfig(base=FLUX, arcface=INFU / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
     return TrainArgs(**{"out": Path("unused"), "models": models, "batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("features", [(), ("latents", "control", "t5", "clip", "arcface"), ("control", "clip")])
 def test_batches_are_the_loaders(featured, features):
     data = DataConfig(paths=(str(featured),), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, features=features)
-    tokenizers = dict(
-        t5_tokenizer=load_t5_tokenizer(TINY / "FLUX.1-tiny" / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(TINY / "FLUX.1-tiny" / "tokenizer")
-    )
+    tokenizers = dict(t5_tokenizer=load_t5_tokenizer(FLUX / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(FLUX / "tokenizer"))
     with open_loader(data, batch_size=4, seed=0, **tokenizers) as loader:
         [(height, width)] = loader.buckets
         found = {k: (x.shape[1:], str(x.dtype)) for k, x in loader.example((height, width)).items() if k not in ("record", "epoch")}

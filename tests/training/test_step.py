@@ -132,7 +132,7 @@ def test_a_new_infusenet_changes_nothing():
     """Started from the base's first blocks with zero outputs, the picture is the base's own, bit for bit; and it can learn."""
     mesh = make_mesh(devices=jax.devices()[:1])
     flux, resampler = model("flux", mesh), model("resampler", mesh)
-    made = initial._from_base(abstract("infusenet", INFUSENET), flux, mesh, 0)
+    made = initial._from_base(abstract("infusenet", INFUSENET), params_of(flux), mesh, 0)
     infusenet = with_params(abstract("infusenet", INFUSENET), made)
     base = params_of(flux)
     for path, x in made.items():
