@@ -17,6 +17,7 @@ lint: setup-dev
 bench: setup-dev
 	$(BIN)/python benchmarks/sample_vs_torch.py
 	$(BIN)/python benchmarks/train_vs_torch.py
+	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/int8.py

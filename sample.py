@@ -29,7 +29,7 @@ import tyro
 from tqdm import tqdm
 
 from infu_jax.assets import ASSETS
-from infu_jax.cli import check_writable, file_and_scale, memory_advice, run
+from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
 
@@ -89,6 +89,8 @@ class Args:
     bfloat16 (FLUX.1-dev 11.2 GiB for 22.2), and an error about as large as that of computing in bfloat16 (docs/sampling.md)."""
     offload: bool = False
     """Keep text encoders, VAE and ArcFace in host memory while the transformer runs."""
+    compilation_cache: OptionalPath = field(default_factory=lambda: user_cache() / "programs")
+    """Folder in which compiled programs are kept, so that the next start with the same sizes need not compile; None keeps none."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
@@ -116,6 +118,7 @@ def main() -> None:
     from infu_jax.pipeline import InfUPipeline
     from infu_jax.sharding import make_mesh
 
+    keep_programs(args.compilation_cache)
     detector = face.load_detector(args.detector, args.detector_root and hub.local(args.detector_root, ["detector"]))
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.errors import InputError
 from infu_jax.models import MODELS
-from infu_jax.sharding import RULES, make_mesh, param_shardings
+from infu_jax.sharding import RULES, make_mesh, on_chip, param_shardings
 from infu_jax.storage import HostParam
 
 FORMAT = "infu_jax"
@@ -103,7 +104,9 @@ def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
     return module
 
 
-def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None, ema: bool = True) -> nnx.Module:
+def load_model(
+    path: str | os.PathLike, model: str, *, mesh: Mesh | None = None, dtype: Any = None, ema: bool = True, host: re.Pattern | None = None
+) -> nnx.Module:
     """Load one model from a PyTorch file or folder, from our own folder, or from a training run, straight into its sharding.
 
     Args:
@@ -112,12 +115,16 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
         mesh: where the parameters go; by default one device.
         dtype: of the floating-point parameters; by default as stored.
         ema: of a run, take the average of the weights where it keeps one.
+        host: parameters whose whole path it matches go to host memory.
     Raises:
         ConversionError: what is there is not this model, whole and of the stated sizes.
     """
     found = open_model(path, model, ema=ema)
     module = check(found)
     shardings = _shardings(model, module, mesh or make_mesh(devices=jax.devices()[:1]))
+    final = {k: s.with_memory_kind("pinned_host") if host is not None and host.fullmatch(k) else on_chip(k, s) for k, s in shardings.items()}
+    if found.layout.name != RUN:  # a run's are checked on the device first
+        shardings |= {k: s for k, s in final.items() if isinstance(s, NamedSharding)}
     plan = _plan(found, module)
     targets = {k: jax.ShapeDtypeStruct(v.shape, _dtype(plan, found, k, v.dtype, dtype), sharding=shardings[k]) for k, v in param_shapes(module).items()}
     if found.layout.name == CONVERTED:
@@ -129,7 +136,7 @@ def load_model(path: str | os.PathLike, model: str, *, mesh: Mesh | None = None,
         arrays = {k: v.astype(targets[k].dtype) for k, v in arrays.items()}
     else:
         arrays = _read_torch(found, plan, targets)
-    return with_params(module, arrays)
+    return with_params(module, {k: jax.device_put(v, final[k]) if v.size else v for k, v in arrays.items()})
 
 
 def params_of(module: nnx.Module) -> dict[str, Any]:

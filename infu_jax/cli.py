@@ -40,6 +40,23 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
 
+def user_cache() -> Path:
+    """Where this user's programs keep what they can make again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "infu_jax"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "infu_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infu_jax"
+
+
+def keep_programs(folder: Path | None) -> None:
+    """Have JAX keep compiled programs in a folder, or not at all; JAX_COMPILATION_CACHE_DIR goes before."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder.absolute()))
+
+
 def file_and_scale(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:SCALE`, as LoRAs are given."""
     name, colon, scale = text.rpartition(":")

@@ -136,15 +136,15 @@ def merge(module: nnx.Module, changes: Mapping[str, Factors], *, keep: bool = Fa
             former[path] = jax.device_put(old, old.sharding.with_memory_kind("pinned_host"))
         everywhere = NamedSharding(old.sharding.mesh, P()) if isinstance(old.sharding, NamedSharding) else old.sharding
         a, b = (jax.device_put(x, everywhere) for x in (factors.a, factors.b))
-        params[path] = _adder(old.sharding, factors.stacked, keep)(old, a, b)
+        near = old.sharding.with_memory_kind("device")  # a parameter that waits in host memory comes over for the sum
+        params[path] = jax.device_put(_adder(near, factors.stacked, keep)(jax.device_put(old, near), a, b), old.format)
     return checkpoint.with_params(module, params), former
 
 
 def restore(module: nnx.Module, former: Mapping[str, jax.Array]) -> nnx.Module:
     """The model as it was before `merge(..., keep=True)`, bit for bit."""
-    kind = lambda path, old: old.sharding.with_memory_kind(checkpoint.params_of(module)[path].sharding.memory_kind)  # noqa: E731
-    back = {path: jax.device_put(old, kind(path, old)) for path, old in former.items()}
-    return checkpoint.with_params(module, {**checkpoint.params_of(module), **back})
+    now = checkpoint.params_of(module)
+    return checkpoint.with_params(module, {**now, **{path: jax.device_put(old, now[path].format) for path, old in former.items()}})
 
 
 @functools.cache

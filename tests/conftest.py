@@ -35,6 +35,15 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 jaxtyping.install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What programs keep in the user's cache, those in processes of their own too, stays in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def unchecked():
     """For tests that pass what annotations forbid, to see the error that users see: they have no such checks."""

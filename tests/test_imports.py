@@ -24,7 +24,7 @@ LAYERS = (
     ("infu_jax.attention", "infu_jax.pose"),
     ("infu_jax.sharding", "infu_jax.flow", "infu_jax.latents", "infu_jax.face", "infu_jax.tokenizers", "infu_jax.metrics", "infu_jax.cli"),
     ("infu_jax.run_state", "infu_jax.recipes", "infu_jax.optimizer", "infu_jax.flops", "infu_jax.distributed", "infu_jax.pictures", "infu_jax.hub"),
-    ("infu_jax.train_config", "infu_jax.prompts"),
+    ("infu_jax.train_config", "infu_jax.prompts", "infu_jax.recent"),
     ("infu_jax.config", "infu_jax.runs"),
     ("infu_jax.errors", "infu_jax.seeds"),
 )

@@ -15,6 +15,7 @@ from insightface.data import get_image
 from infu_jax import face, latents
 from infu_jax import pipeline as module
 from infu_jax.assets import ASSETS
+from infu_jax.checkpoint import params_of
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
 from infu_jax.flow import ScheduleConfig, schedule
@@ -261,8 +262,9 @@ def test_wrong_settings(changes, message):
 def test_offload(tiny, pipeline, paint):
     parked = InfUPipeline.load(*tiny, offload=True)
     for name in ("flux", "infusenet", *module.PARKED):
-        kinds = {v[...].sharding.memory_kind for _, v in nnx.to_flat_state(nnx.state(getattr(parked, name)))}
-        assert kinds == {"pinned_host" if name in module.PARKED else "device"}, name
+        for path, w in params_of(getattr(parked, name)).items():
+            waits = name in module.PARKED or module.PARKED_PARAMETERS.fullmatch(path)
+            assert w.sharding.memory_kind == ("pinned_host" if waits else "device"), (name, path)
     np.testing.assert_array_equal(paint(parked), paint(pipeline))
     photo = face.read_image(ASSETS / "faces" / "ada.png")
     np.testing.assert_array_equal(parked.embed_face(photo), pipeline.embed_face(photo))
@@ -283,7 +285,8 @@ def test_the_transformer_is_loaded_last_and_finds_the_others_parked(tiny):
     finally:
         gc.enable()
     assert sorted(names) == sorted(("flux", "infusenet", *module.PARKED)) and names[-1] == "flux"
-    assert kinds.count("device") == len(jax.tree.leaves(loaded.infusenet)) and kinds.count("pinned_host") > 100
+    resident = [path for path in params_of(loaded.infusenet) if not module.PARKED_PARAMETERS.fullmatch(path)]
+    assert kinds.count("device") == len(resident) and kinds.count("pinned_host") > 100
 
 
 def test_parts_that_do_not_fit(pipeline):

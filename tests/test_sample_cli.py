@@ -19,12 +19,13 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import sample
 from infu_jax import checkpoint, face, pictures, sharding
 from infu_jax.assets import ASSETS
-from infu_jax.cli import run
+from infu_jax.cli import run, user_cache
 from infu_jax.config import MeshConfig
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
@@ -510,3 +511,37 @@ def test_settings_of_another_version(tmp_path):
     del recipe["detector"]
     pictures.save_png(tmp_path / "c.png", np.zeros((4, 4, 3), np.uint8), recipe)
     assert_one_line(command(sample, "--like", tmp_path / "c.png"), "c.png: its settings are not those of this version .*'detector'")
+
+
+# Programs that are kept ---------------------------------------------------------------------------
+
+
+def test_programs_are_kept(own_cache, tmp_path):
+    """In the user's cache, unless another folder or none is asked for."""
+    options = (*SMALL, "--prompt", "a chef", "--seed", 1, "--out", tmp_path / "out")
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        compilation_cache.reset_cache()  # JAX opens one folder a process
+        jax.clear_caches()
+        for folder, given in ((tmp_path / "mine", ("--compilation-cache", tmp_path / "mine")), (own_cache / "infu_jax" / "programs", ())):
+            ran = command(sample, *options, *given)
+            assert ran.code == 0, ran
+            assert any(path.name.startswith("jit__steps") for path in folder.iterdir()), sorted(folder.iterdir())
+            compilation_cache.reset_cache()
+            jax.clear_caches()
+    finally:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    assert command(sample, *options, "--compilation-cache", "None").code == 0
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize(("platform", "folder"), [("linux", ".cache/infu_jax"), ("darwin", "Library/Caches/infu_jax"), ("win32", "AppData/Local/infu_jax")])
+def test_users_cache(monkeypatch, platform, folder):
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert user_cache() == Path.home() / folder
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert (user_cache() == Path("/elsewhere/infu_jax")) is (platform == "linux")

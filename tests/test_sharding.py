@@ -13,14 +13,14 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from infu_jax.checkpoint import abstract, load_model, param_shapes
+from infu_jax.checkpoint import abstract, load_model, param_shapes, params_of
 from infu_jax.config import FluxConfig, SamplingConfig
 from infu_jax.convert.source import PLACES
 from infu_jax.errors import InputError
 from infu_jax.latents import position_ids
 from infu_jax.models import MODELS
 from infu_jax.models.flux import rope
-from infu_jax.pipeline import PARKED, InfUPipeline
+from infu_jax.pipeline import PARKED, PARKED_PARAMETERS, InfUPipeline
 from infu_jax.sharding import AXES, RULES, batch_axes, batch_sharding, constrain_batch, make_mesh, param_shardings, param_specs
 from tests.conftest import ROOT, assert_close, programs, unit_vector
 
@@ -177,9 +177,10 @@ def test_prompts_in_order(pipeline, split, paint):
 def test_offload(tiny, split, paint):
     parked = InfUPipeline.load(*tiny, mesh=make_mesh(2, 2, 2), offload=True)
     for name in PLACES:
-        arrays, resident = jax.tree.leaves(getattr(parked, name)), jax.tree.leaves(getattr(split, name))
-        assert {a.sharding.memory_kind for a in arrays} == {"pinned_host" if name in PARKED else "device"}, name
-        assert all(a.sharding.spec == b.sharding.spec for a, b in zip(arrays, resident))
+        for (path, a), b in zip(params_of(getattr(parked, name)).items(), jax.tree.leaves(getattr(split, name)), strict=True):
+            waits = name in PARKED or (name in ("flux", "infusenet") and PARKED_PARAMETERS.fullmatch(path))
+            assert a.sharding.memory_kind == ("pinned_host" if waits else "device"), (name, path)
+            assert a.sharding.spec == b.sharding.spec
     np.testing.assert_array_equal(paint(parked), paint(split))
 
 

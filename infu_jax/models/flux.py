@@ -7,6 +7,7 @@ stacked and scanned, so compile time does not grow with depth.
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,18 @@ class Residuals(NamedTuple):
     single: Float[Array, "m B L D"]
 
 
+class Modulation(NamedTuple):
+    """Shifts, scales and gates of every block and of the final layer: all that a model takes from time, guidance and pooled text.
+
+    With it a model needs none of the parameters in `MODULATION`, which may be None.
+    """
+
+    img: Float[Array, "n B 6 D"]  # of the double-stream blocks
+    txt: Float[Array, "n B 6 D"]
+    single: Float[Array, "m B 3 D"]
+    final: Float[Array, "B 2 D"] | None  # InfuseNet has no final layer
+
+
 class MMDiT(nnx.Module):
     """What Flux and InfuseNet share: embedders and the two stacks of blocks."""
 
@@ -55,6 +68,15 @@ class MMDiT(nnx.Module):
             vec = vec + self.guidance_in(sinusoid(guidance).astype(dtype))
         return constrain_batch(vec + self.vector_in(y.astype(dtype)))
 
+    def modulation(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Modulation:
+        """What `__call__` computes of these three, ahead of it."""
+        vec = self.embed_vec(t, y, guidance, dtype)
+
+        def of(blocks: nnx.Module):
+            return scan(lambda block, carry, _: (carry, block.modulation(vec)), blocks, None)[1]
+
+        return Modulation(*of(self.double_blocks), of(self.single_blocks), None)
+
 
 class Flux(MMDiT):
     """The base model: predicts the velocity of the image tokens."""
@@ -73,6 +95,7 @@ class Flux(MMDiT):
         guidance: Float[Array, " B"],
         residuals: Residuals | None = None,
         *,
+        modulation: Modulation | None = None,
         remat: Remat = "block",
     ) -> Float[Array, "B L C"]:
         """Velocity of `img` at time `t`, computed in img's dtype.
@@ -85,29 +108,37 @@ class Flux(MMDiT):
             y: pooled CLIP vector of the prompt.
             guidance: distilled guidance scale; ignored by models without guidance embedding (schnell).
             residuals: added to the image tokens, entry b // ceil(depth / n) after block b.
+            modulation: from the method of this name; `t`, `y`, `guidance` and the parameters in `MODULATION` are then not used.
             remat: what the backward pass keeps, see `layers.scan`.
         """
         txt_tokens = txt.shape[1]
-        vec = self.embed_vec(t, y, guidance, img.dtype)
+        vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         img, txt = constrain_batch(self.img_in(img)), constrain_batch(self.txt_in(txt.astype(img.dtype)))
 
-        def double(block, carry, index):
-            img, txt = block(*carry, vec, pe)
+        def double(block, carry, x):
+            index, mods = x
+            img, txt = block(*carry, mods or block.modulation(vec), pe)
             if residuals is not None and len(residuals.double):
                 img = img + residuals.double[index].astype(img.dtype)
             return (constrain_batch(img), constrain_batch(txt)), None
 
-        (img, txt), _ = scan(double, self.double_blocks, (img, txt), _residual_of(self.cfg.depth, residuals and residuals.double), remat=remat)
+        indices = _residual_of(self.cfg.depth, residuals and residuals.double)
+        (img, txt), _ = scan(double, self.double_blocks, (img, txt), (indices, modulation and (modulation.img, modulation.txt)), remat=remat)
 
-        def single(block, x, index):
-            x = block(x, vec, pe)
+        def single(block, x, given):
+            index, mod = given
+            x = block(x, block.modulation(vec) if mod is None else mod, pe)
             if residuals is not None and len(residuals.single):
                 x = x.at[:, txt_tokens:].add(residuals.single[index].astype(x.dtype))
             return constrain_batch(x), None
 
         indices = _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single)
-        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), indices, remat=remat)
-        return self.final_layer(x[:, txt_tokens:], vec)
+        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), (indices, modulation and modulation.single), remat=remat)
+        return self.final_layer(x[:, txt_tokens:], modulation.final if modulation else self.final_layer.modulation(vec))
+
+    def modulation(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Modulation:
+        """As MMDiT's, and of the final layer."""
+        return super().modulation(t, y, guidance, dtype)._replace(final=self.final_layer.modulation(self.embed_vec(t, y, guidance, dtype)))
 
 
 class DoubleStreamBlock(nnx.Module):
@@ -116,8 +147,14 @@ class DoubleStreamBlock(nnx.Module):
     def __init__(self, cfg: FluxConfig, *, rngs: nnx.Rngs):
         self.img, self.txt = Stream(cfg, rngs=rngs), Stream(cfg, rngs=rngs)
 
-    def __call__(self, img: Float[Array, "B L D"], txt: Float[Array, "B T D"], vec: Float[Array, "B D"], pe: RoPE):
-        img_mod, txt_mod = self.img.modulate(vec), self.txt.modulate(vec)  # six of (B, 1, D) each
+    def modulation(self, vec: Float[Array, "B D"]) -> tuple[Float[Array, "B 6 D"], Float[Array, "B 6 D"]]:
+        """Of the image's side and of the text's: shift, scale and gate of the attention, then of the MLP."""
+        return self.img.modulation(vec), self.txt.modulation(vec)
+
+    def __call__(
+        self, img: Float[Array, "B L D"], txt: Float[Array, "B T D"], mods: tuple[Float[Array, "B 6 D"], Float[Array, "B 6 D"]], pe: RoPE
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
+        img_mod, txt_mod = (jnp.split(mod, 6, axis=1) for mod in mods)  # six of (B, 1, D) each
         txt_qkv = self.txt.project(txt, *txt_mod[:2])
         img_qkv = self.img.project(img, *img_mod[:2])
         # Text first: the checkpoints and the position ids assume this order.
@@ -141,9 +178,8 @@ class Stream(nnx.Module):
         self.mlp_in = Linear(size, cfg.mlp_size, rngs=rngs)
         self.mlp_out = Linear(cfg.mlp_size, size, rngs=rngs)
 
-    def modulate(self, vec):
-        """Shift, scale, gate of the attention, then of the MLP: six of (B, 1, D)."""
-        return jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 6, axis=1)
+    def modulation(self, vec):
+        return constrain_batch(self.mod(nnx.silu(vec)))
 
     def project(self, x, shift, scale):
         """Queries, keys and values: three of (B, S, H, K)."""
@@ -169,8 +205,12 @@ class SingleStreamBlock(nnx.Module):
         self.attn_out = Linear((cfg.num_heads, cfg.head_dim), size, bias=False, rngs=rngs)
         self.mlp_out = Linear(cfg.mlp_size, size, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B S D"], vec: Float[Array, "B D"], pe: RoPE) -> Float[Array, "B S D"]:
-        shift, scale, gate = jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 3, axis=1)
+    def modulation(self, vec: Float[Array, "B D"]) -> Float[Array, "B 3 D"]:
+        """Shift, scale and gate."""
+        return constrain_batch(self.mod(nnx.silu(vec)))
+
+    def __call__(self, x: Float[Array, "B S D"], mod: Float[Array, "B 3 D"], pe: RoPE) -> Float[Array, "B S D"]:
+        shift, scale, gate = jnp.split(mod, 3, axis=1)
         h = (1 + scale) * self.norm(x) + shift
         q, k, v = jnp.unstack(self.qkv(h), axis=2)
         attn = attention(apply_rope(self.q_norm(q), pe), apply_rope(self.k_norm(k), pe), v)
@@ -185,8 +225,11 @@ class FinalLayer(nnx.Module):
         self.norm = LayerNorm(cfg.hidden_size, eps=EPS, affine=False)
         self.linear = Linear(cfg.hidden_size, cfg.out_channels, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], vec: Float[Array, "B D"]) -> Float[Array, "B L C"]:
-        shift, scale = jnp.split(constrain_batch(self.mod(nnx.silu(vec))), 2, axis=1)
+    def modulation(self, vec: Float[Array, "B D"]) -> Float[Array, "B 2 D"]:
+        return constrain_batch(self.mod(nnx.silu(vec)))
+
+    def __call__(self, x: Float[Array, "B L D"], mod: Float[Array, "B 2 D"]) -> Float[Array, "B L C"]:
+        shift, scale = jnp.split(mod, 2, axis=1)
         return self.linear((1 + scale) * self.norm(x) + shift)
 
 
@@ -200,6 +243,8 @@ class MLPEmbedder(nnx.Module):
         return self.out_layer(constrain_batch(nnx.silu(constrain_batch(self.in_layer(x)))))
 
 
+# A quarter of the parameters: those that only make a `Modulation`.
+MODULATION = re.compile(r"((double|single)_blocks\.(.*\.)?|final_layer\.)mod\..*|(time|vector|guidance)_in\..*")
 EPS = 1e-6
 TIME_CHANNELS = 256
 

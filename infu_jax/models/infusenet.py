@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from infu_jax.config import InfuseNetConfig, Remat
-from infu_jax.models.flux import MMDiT, Residuals, RoPE
+from infu_jax.models.flux import MMDiT, Modulation, Residuals, RoPE
 from infu_jax.models.layers import Linear, scan, stack, zeros
 from infu_jax.sharding import constrain_batch
 
@@ -37,6 +37,7 @@ class InfuseNet(MMDiT):
         guidance: Float[Array, " B"],
         scale: Float[Array, ""] | float = 1.0,
         *,
+        modulation: Modulation | None = None,
         remat: Remat = "block",
     ) -> Residuals:
         """Residuals for the base model, multiplied by `scale`; computed in img's dtype.
@@ -48,26 +49,28 @@ class InfuseNet(MMDiT):
             pe: rotary angles of ID tokens and image tokens.
             y: pooled CLIP vector of the text prompt.
             guidance: InfuseNet's own guidance value, 1.0 in the release.
+            modulation: from the method of this name; `t`, `y`, `guidance` and the parameters in `MODULATION` are then not used.
             remat: what the backward pass keeps, see `layers.scan`.
         """
         id_count = id_tokens.shape[1]
-        vec = self.embed_vec(t, y, guidance, img.dtype)
+        vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
         txt = constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
         scale = jnp.asarray(scale, img.dtype)
 
-        def double(pair, carry, _):
+        def double(pair, carry, mods):
             block, out = pair
-            x, txt = block(*carry, vec, pe)
+            x, txt = block(*carry, mods or block.modulation(vec), pe)
             return (constrain_batch(x), constrain_batch(txt)), constrain_batch(scale * out(x))
 
-        (x, txt), double_residuals = scan(double, nnx.List([self.double_blocks, self.double_out]), (x, txt), remat=remat)
+        blocks = nnx.List([self.double_blocks, self.double_out])
+        (x, txt), double_residuals = scan(double, blocks, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat)
 
-        def single(pair, x, _):
+        def single(pair, x, mod):
             block, out = pair
-            x = block(x, vec, pe)
+            x = block(x, block.modulation(vec) if mod is None else mod, pe)
             return constrain_batch(x), constrain_batch(scale * out(x[:, id_count:]))
 
         blocks = nnx.List([self.single_blocks, self.single_out])
-        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), remat=remat)
+        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), modulation and modulation.single, remat=remat)
         return Residuals(double_residuals, single_residuals)

@@ -134,15 +134,20 @@ _KEPT = {
 def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: Remat = "block"):
     """`carry, y = step(block, carry, x)` for each of the stacked `blocks`, compiled once; returns (carry, stacked ys).
 
+    Weights that lie in host memory come to the device one block at a time.
     remat: what the backward pass keeps of each block, see `TrainConfig.remat`; the forward pass is the same in any case.
     """
     graph, weights = nnx.split(blocks)
 
     def body(carry, layer):
         weights, x = layer
-        return step(nnx.merge(graph, weights), carry, x)
+        return step(nnx.merge(graph, jax.tree.map(_on_device, weights)), carry, x)
 
     return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat]), carry, (weights, xs))
+
+
+def _on_device(w: jax.Array) -> jax.Array:
+    return jax.device_put(w, jax.memory.Space.Device) if jax.typeof(w).memory_space == jax.memory.Space.Host else w
 
 
 def _axes(sizes: int | Sequence[int]) -> tuple[int, ...]:

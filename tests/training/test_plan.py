@@ -1,14 +1,13 @@
-"""The plan plans what training does: its batches are the loader's. Compiling for a TPU needs libtpu, which is not installed here."""
+"""The plan plans what training does: its batches are the loader's. The rest of it: `tests/test_plan.py`."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.loader import open_loader
-from infu_jax import plan
 from infu_jax.config import FluxConfig, InfuseNetConfig, ResamplerConfig
-from infu_jax.errors import InputError
+from infu_jax.plan import training as plan
+from infu_jax.plan.settings import TrainArgs
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig, ModelsConfig
 from tests import random_stack
@@ -18,7 +17,7 @@ FLUX, INFU = random_stack.folders()
 
 def args(**changes):
     models = ModelsConfig(base=FLUX, arcface=INFU / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
-    return plan.Args(**{"out": Path("unused"), "models": models, "batch_size": 8, **changes})
+    return TrainArgs(**{"out": Path("unused"), "models": models, "batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("features", [(), ("latents", "control", "t5", "clip", "arcface"), ("control", "clip")])
@@ -38,9 +37,3 @@ def test_sizes():
     assert there["flux"].hidden_size == 64 and (there["infusenet"].depth, there["infusenet"].depth_single_blocks, there["infusenet"].hidden_size) == (1, 2, 64)
     assert (there["resampler"].embedding_dim, there["resampler"].output_dim) == (128, 32)
     assert absent["flux"] == FluxConfig() and absent["infusenet"] == InfuseNetConfig() and absent["resampler"] == ResamplerConfig()
-
-
-def test_a_topology_that_is_none():
-    with pytest.raises(InputError, match="topology v0:1x1: .*expected such as v5p:2x2x1 or v6e:4x4, and libtpu installed"):
-        plan.compile_step(args(topology="v0:1x1"))
-    assert {f.name for f in dataclasses.fields(plan.Args)} > {"topology", "height", "width", "effort", "json", "batch_size"}

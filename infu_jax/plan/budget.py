@@ -1,0 +1,219 @@
+"""Arithmetic in the place of compiling: memory, FLOPs and time of a mesh and batch, and which mesh and batch to choose.
+
+Weights, moments and gradients are counted exactly. Activations are the tokens that are kept, counted, and what a block computes with,
+which was fitted to compiled programs (docs/performance.md says how well). Bytes everywhere, of one chip.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from infu_jax import flops, initial
+from infu_jax.checkpoint import abstract, param_shapes
+from infu_jax.config import AutoencoderConfig, FluxConfig, MeshConfig
+from infu_jax.errors import InputError
+from infu_jax.models.flux import MODULATION
+from infu_jax.pipeline import TABLE_STEPS
+from infu_jax.plan.settings import SampleArgs, TrainArgs
+from infu_jax.sharding import AXES, RULES, batch_axes, param_shardings
+from infu_jax.training import TRAINED
+
+Sizes = Mapping[str, Any]
+Parts = dict[str, float]
+
+# How many arrays of all tokens x hidden size a block holds at once while it computes, forward alone and with its backward pass.
+FORWARD_WIDTHS, BACKWARD_WIDTHS = 24, 44
+# What a block leaves for its backward pass besides its input, in the same unit, by `remat`.
+KEPT_WIDTHS = {"block": 0, "attention": 1, "dots": 10, "none": 22}
+# Full-resolution arrays of the first width that the VAE's decoder holds at once, in float32.
+DECODER_ARRAYS = 5
+# A part of a chip's memory is left free: the arithmetic is not that exact.
+FREE = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """mesh and batch that fit, with the estimated bytes of a chip; `fits` is False where nothing does, and it is what comes nearest."""
+
+    mesh: MeshConfig
+    batch: int
+    parts: Parts
+    fits: bool
+
+
+def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> Parts:
+    """Bytes of one chip while pictures are made."""
+    cfg, value = sizes["flux"], {"bfloat16": 2, "float32": 4}[args.dtype]
+    pictures = batch / _rows(mesh, batch)
+    image, tokens = _image_tokens(args.sampling.height, args.sampling.width), args.sampling.t5_length
+    transformers = {name: weights(name, sizes, mesh, value) for name in ("flux", "infusenet")}
+    modulations = sum(weights(name, sizes, mesh, value, only=True) for name in transformers)
+    around = sum(weights(name, sizes, mesh, 4 if name == "arcface" else value) for name in ("resampler", "autoencoder", "t5", "clip", "arcface"))
+    tables = TABLE_STEPS * math.ceil(args.sampling.steps / TABLE_STEPS) * pictures * value * sum(map(_modulations, (cfg, sizes["infusenet"])))
+    parts = {"transformers": sum(transformers.values()) - (modulations if args.tables else 0), "modulation tables": tables if args.tables else 0}
+    parts["what waits beside the loop"] = 0 if args.offload else around + (modulations if args.tables else 0)
+    loop = _activations(cfg, pictures * (image + tokens), value, FORWARD_WIDTHS, mesh)
+    loop += pictures * image * cfg.hidden_size * value * (sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks)
+    decoding = pictures * _decoding(sizes["autoencoder"], args.sampling.height, args.sampling.width)
+    decoding += weights("autoencoder", sizes, mesh, value) if args.offload else 0
+    return {name: float(n) for name, n in parts.items()} | {"activations": max(loop, decoding)}
+
+
+def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> Parts:
+    """Bytes of one chip in a training step."""
+    features = set() if args.data.features == "auto" else set(args.data.features)
+    frozen = [name for name in initial.frozen_names(args, features) if name != "arcface" or "arcface" not in features]
+    # In eight bits all but the blocks' kernels stay as they are: half a per cent of FLUX.1, which is left out here.
+    size = lambda name: 4 if name == "arcface" else 1 if name == "flux" and args.models.base_weights == "int8" else 2  # noqa: E731
+    trained = sum(weights(name, sizes, mesh, 4) for name in TRAINED[args.trainable])
+    cfg = sizes["flux"]
+    pictures = batch / args.accumulate / _rows(mesh, batch // args.accumulate)
+    image = _image_tokens(args.height, args.width)
+    tokens = pictures * (image + args.data.t5_length)
+    block = 2 * cfg.hidden_size * tokens  # one array of all tokens in bfloat16
+    kept = block * (cfg.depth + cfg.depth_single_blocks) * (1 + KEPT_WIDTHS[args.remat])
+    if args.trainable == "infusenet":
+        n = sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks
+        # Its own tokens, its residuals and their gradients.
+        kept += n * 2 * cfg.hidden_size * pictures * ((image + sizes["resampler"].num_queries) * (1 + KEPT_WIDTHS[args.remat]) + 2 * image)
+    return {
+        "frozen weights": sum(weights(name, sizes, mesh, size(name)) for name in frozen),
+        "trained weights": trained,
+        "moments": 2 * trained * (0.5 if args.optimizer.moment_dtype == "bfloat16" else 1),
+        "average": trained if args.optimizer.ema_decay is not None else 0.0,
+        "gradients": trained,
+        "activations": kept + _activations(cfg, tokens, 2, BACKWARD_WIDTHS, mesh),
+    }
+
+
+def weights(name: str, sizes: Sizes, mesh: AbstractMesh, value: int, *, only: bool = False) -> float:
+    """Bytes of a model's parameters of `value` bytes each; `only` those that make modulations."""
+    return float(value * _numbers(name, sizes[name], mesh, only))
+
+
+# FLOPs --------------------------------------------------------------------------------------------
+
+
+def sampling_flops(args: SampleArgs, sizes: Sizes, batch: int) -> Parts:
+    """FLOPs of one denoising step of all pictures; nothing is computed twice."""
+    image = _image_tokens(args.sampling.height, args.sampling.width)
+    base = flops.flux_flops(sizes["flux"], image, args.sampling.t5_length) * (2 if args.sampling.true_cfg > 1 else 1)
+    least = batch * (base + flops.infusenet_flops(sizes["infusenet"], image, sizes["resampler"].num_queries))
+    return {"least": least, "executed": least}
+
+
+def training_flops(args: TrainArgs, sizes: Sizes, batch: int) -> Parts:
+    """FLOPs of one training step: the least that it takes, and what rematerialisation and the attention kernel compute again besides.
+
+    JAX's TPU kernel keeps no weights of the attention: its backward pass takes q k^T twice more and the weights' gradient once more.
+    """
+    image, text, ids = _image_tokens(args.height, args.width), args.data.t5_length, sizes["resampler"].num_queries
+    infusenet = sizes["infusenet"] if args.trainable == "infusenet" else None
+    towers = [(sizes["flux"], text)] + ([(infusenet, ids)] if infusenet else [])
+    linear = sum(flops.linear_flops(cfg, image, tokens) for cfg, tokens in towers)
+    attention = sum(flops.attention_flops(cfg, image, tokens) for cfg, tokens in towers)
+    again = {"block": linear + attention, "attention": linear, "dots": 0.0, "none": 0.0}[args.remat] + 1.5 * attention
+    least = flops.train_flops(sizes["flux"], infusenet, image, text, ids)
+    return {"least": batch * least, "executed": batch * (least + again)}
+
+
+# Choosing -----------------------------------------------------------------------------------------
+
+
+def meshes(cfg: FluxConfig, chips: int) -> Iterator[MeshConfig]:
+    """Every mesh of so many chips whose tensor axis is 8 at most and divides the heads."""
+    for tensor in (n for n in range(1, 9) if chips % n == 0 and cfg.num_heads % n == 0):
+        for fsdp in (n for n in range(1, chips // tensor + 1) if chips // tensor % n == 0):
+            yield MeshConfig(data=chips // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+
+
+def choose_sampling(args: SampleArgs, sizes: Sizes, chips: int, room: float) -> Choice:
+    """The mesh on which the pictures fit and each chip has least to compute; of several the one that splits weights least."""
+
+    def cost(mesh: MeshConfig) -> tuple:
+        return args.batch / _rows(_abstract(mesh), args.batch) / mesh.tensor, mesh.fsdp, mesh.tensor
+
+    return _best(((mesh, args.batch) for mesh in meshes(sizes["flux"], chips)), lambda m, b: sampling(args, sizes, m, b), lambda m, _: cost(m), room)
+
+
+def choose_training(args: TrainArgs, sizes: Sizes, chips: int, room: float) -> Choice:
+    """The mesh and batch that fit and move the fewest bytes of weights and gradients a picture, without splitting heads where that is possible."""
+    trained = sum(4 * _count(name, sizes) for name in TRAINED[args.trainable])
+    frozen = 0 if args.trainable == "base" else 2 * _count("flux", sizes)
+
+    def cost(mesh: MeshConfig, batch: int) -> tuple:
+        split = (mesh.fsdp - 1) / mesh.fsdp
+        moved = (2 * frozen + 3 * trained) * split + 2 * trained / mesh.fsdp * (mesh.data - 1) / mesh.data
+        return mesh.tensor, moved / mesh.tensor * mesh.data * mesh.fsdp / batch, -batch
+
+    candidates = ((m, n * m.data * m.fsdp * args.accumulate) for m in meshes(sizes["flux"], chips) for n in range(1, 33))
+    return _best(candidates, lambda m, b: training(args, sizes, m, b), cost, room)
+
+
+def _best(candidates: Any, parts: Callable[[AbstractMesh, int], Parts], cost: Callable[[MeshConfig, int], tuple], room: float) -> Choice:
+    tried, seen = [], {}
+    for mesh, batch in candidates:
+        if seen.get(mesh, True):  # a larger batch on a mesh on which a smaller one did not fit
+            try:
+                made = parts(_abstract(mesh), batch)
+            except InputError:  # the mesh does not divide some parameter
+                seen[mesh] = False
+                continue
+            seen[mesh] = sum(made.values()) <= room * (1 - FREE)
+            tried.append(Choice(mesh, batch, made, seen[mesh]))
+    if not tried:
+        raise InputError("no mesh of so many chips divides the models' sizes; choose another topology")
+    fitting = [choice for choice in tried if choice.fits]
+    return min(fitting, key=lambda c: cost(c.mesh, c.batch)) if fitting else min(tried, key=lambda c: sum(c.parts.values()))
+
+
+def _abstract(mesh: MeshConfig) -> AbstractMesh:
+    return AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _rows(mesh: AbstractMesh | jax.sharding.Mesh, batch: int) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh, batch))
+
+
+@functools.cache
+def _shapes(name: str, cfg: Any) -> dict[str, tuple[int, ...]]:
+    return {path: s.shape for path, s in param_shapes(abstract(name, cfg)).items()}
+
+
+@functools.cache
+def _numbers(name: str, cfg: Any, mesh: AbstractMesh, only: bool) -> int:
+    shapes = _shapes(name, cfg)
+    shardings = param_shardings(mesh, RULES[name], shapes)
+    return sum(math.prod(shardings[path].shard_shape(s)) for path, s in shapes.items() if not only or MODULATION.fullmatch(path))
+
+
+def _count(name: str, sizes: Sizes) -> int:
+    return sum(map(math.prod, _shapes(name, sizes[name]).values()))
+
+
+def _activations(cfg: FluxConfig, tokens: float, value: int, widths: int, mesh: AbstractMesh) -> float:
+    """What one block computes with: its tokens, and its weights where they are gathered, the next block's beside them."""
+    block = 12 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.mlp_size
+    gathered = 2 * 2 * value * block / mesh.shape["tensor"] if mesh.shape["fsdp"] > 1 else 0
+    return tokens * cfg.hidden_size * value * (4 + (widths - 4) / mesh.shape["tensor"]) + gathered
+
+
+def _decoding(cfg: AutoencoderConfig, height: int, width: int) -> float:
+    return 4.0 * DECODER_ARRAYS * height * width * cfg.channels[0]
+
+
+def _modulations(cfg: FluxConfig) -> int:
+    """Numbers of one step's modulations."""
+    return (12 * cfg.depth + 3 * cfg.depth_single_blocks + 2) * cfg.hidden_size
+
+
+def _image_tokens(height: int, width: int) -> int:
+    return height // 16 * (width // 16)

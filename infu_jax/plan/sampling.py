@@ -1,0 +1,152 @@
+"""What pictures take of a chip: the loop's own program, compiled for it, and where that is asked for the programs around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from infu_jax import flops, flow, pipeline, sampler
+from infu_jax.checkpoint import abstract, open_model, param_shapes, params_of, with_params
+from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
+from infu_jax.models.flux import MODULATION
+from infu_jax.plan import budget, chips, report
+from infu_jax.plan.collectives import collective_bytes
+from infu_jax.plan.settings import SampleArgs
+from infu_jax.sharding import RULES, batch_axes, batch_sharding, make_mesh, on_chip, param_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Every model with abstract arrays that know their sharding, and what of them the loop is given."""
+
+    all: dict[str, nnx.Module]
+    in_loop: dict[str, nnx.Module]
+
+    @property
+    def resident(self) -> int:
+        """Bytes that stay on a chip, unless they wait in host memory."""
+        return _resident(list(self.all.values()))
+
+
+def model_sizes(args: SampleArgs) -> dict[str, Any]:
+    """Config of each model: of the files that the settings name, or the release's."""
+    release = {"flux": FluxConfig(), "autoencoder": AutoencoderConfig(), "t5": T5Config(), "clip": CLIPTextConfig()}
+    people = {"infusenet": InfuseNetConfig(), "resampler": ResamplerConfig(), "arcface": ArcFaceConfig()}
+    sizes = {name: cfg if args.base is None else open_model(args.base, name).cfg for name, cfg in release.items()}
+    return sizes | {name: cfg if args.infu is None else open_model(args.infu, name).cfg for name, cfg in people.items()}
+
+
+def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
+    made = {}
+    for name, cfg in sizes.items():
+        module = abstract(name, cfg)
+        shapes = param_shapes(module)
+        shardings = param_shardings(mesh, RULES[name], {path: v.shape for path, v in shapes.items()})
+        parked = lambda path, name=name: args.offload and (name in pipeline.PARKED or args.tables and pipeline.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
+        place = lambda path, s, parked=parked: s.with_memory_kind("pinned_host") if parked(path) else on_chip(path, s)  # noqa: E731
+        dtype = lambda v, name=name: args.dtype if name != "arcface" and jnp.issubdtype(v.dtype, jnp.floating) else v.dtype  # noqa: E731
+        made[name] = with_params(module, {path: jax.ShapeDtypeStruct(v.shape, dtype(v), sharding=place(path, shardings[path])) for path, v in shapes.items()})
+    loop = {name: pipeline._without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
+    return Models(made, loop)
+
+
+def programs(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
+    """By name: what lowers a program of the pipeline, and which weights it is given."""
+    cfg, settings, batch = have.all["flux"].cfg, args.sampling, args.batch
+    vae, rows, everywhere = have.all["autoencoder"].cfg, batch_sharding(mesh, batch), NamedSharding(mesh, P())
+    h, w = settings.height // vae.downscale, settings.width // vae.downscale
+    image, dtype = (h // 2) * (w // 2), jnp.dtype(args.dtype)
+
+    def array(*shape: int, dtype: Any = dtype, sharding: NamedSharding = rows) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def place(x: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding if a.ndim else everywhere), x)
+
+    def conditions(text, negative, id_tokens, control):
+        who = sampler.identity(have.all["infusenet"].cfg, id_tokens, control, h, w, guidance=1.0, scale=1.0)
+        return sampler.conditions(cfg, text, h, w, guidance=3.5, identity=who, negative=negative, true_cfg=2.0)
+
+    text = sampler.Text(array(batch, settings.t5_length, cfg.context_in_dim), array(batch, cfg.vec_in_dim))
+    resampler = have.all["resampler"].cfg
+    who = array(batch, resampler.num_queries, resampler.output_dim), array(batch, image, cfg.in_channels)
+    given = place(jax.eval_shape(conditions, text, text if settings.true_cfg > 1 else None, *who), rows)
+    given = given._replace(pe=place(given.pe, everywhere), identity=given.identity._replace(pe=place(given.identity.pe, everywhere)))
+    times = array(pipeline.TABLE_STEPS, dtype=jnp.float32, sharding=everywhere)
+
+    def table(name: str) -> Any:
+        made = jax.eval_shape(lambda model, *xs: pipeline._modulation(model, *xs, dtype=dtype), have.all[name], times, text.y, given.guidance)
+        axis = lambda a: P(*(None,) * (1 if a.ndim == 4 else 2), batch_axes(mesh, batch))  # noqa: E731  (steps, blocks, B, 6 or 3, D); (steps, B, 2, D)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, axis(a))), made)
+
+    tables = sampler.Tables(table("flux"), table("infusenet"), table("flux") if settings.true_cfg > 1 else None) if args.tables else None
+    schedule = flow.Schedule(*(array(pipeline.SCHEDULE_PAD, dtype=jnp.float32, sharding=everywhere),) * 2)
+    img, k = array(batch, image, cfg.in_channels, dtype=jnp.float32), array(dtype=jnp.int32, sharding=everywhere)
+    pixels = array(1, settings.height, settings.width, 3, dtype=jnp.float32, sharding=batch_sharding(mesh, 1))
+    at_once = pipeline.decoded_at_once(mesh, batch, settings)
+    loop, here = have.in_loop, {name: _come_over(name, model) for name, model in have.all.items()}
+    ids = array(batch, settings.t5_length, dtype=jnp.int32), array(batch, pipeline.CLIP_LENGTH, dtype=jnp.int32)
+    return {
+        "loop": (lambda: pipeline._steps.lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
+        "text": (lambda: pipeline._encode_text.lower(here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
+        "control image": (lambda: pipeline._encode_control.lower(here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
+        "modulations": (lambda: pipeline._modulation.lower(here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
+        "decoding": (lambda: pipeline._decode.lower(here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
+    }
+
+
+def plan(args: SampleArgs) -> dict[str, Any]:
+    """Compile for `args.topology`, on the mesh that is asked for or else the one that the arithmetic prefers; or the arithmetic alone for a GPU."""
+    sizes = model_sizes(args)
+    if args.gpu_gib is not None:
+        choice = budget.choose_sampling(args, sizes, 1, args.gpu_gib * chips.GIB)
+        counted = budget.sampling_flops(args, sizes, args.batch)
+        return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, counted)
+    devices = chips.devices(args.topology)
+    room = chips.memory_gib(devices[0])
+    choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
+    mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)
+    have = models(args, sizes, mesh)
+    asked = programs(args, have, mesh)
+    compiled = {}
+    with jax.set_mesh(mesh):
+        for name in asked if args.everything else ("loop",):
+            compiled[name] = chips.compiled(asked[name][0](), args.effort)
+    loop = compiled["loop"]
+    body = chips.held(list(have.in_loop.values()))
+    gib = {
+        "transformers": body,
+        "modulation tables and other inputs": loop.arguments - body,
+        "activations (temporary)": loop.temporary,
+        "peak of the loop": loop.peak,
+    }
+    peaks = {name: program.peak + have.resident - _resident(asked[name][1]) for name, program in compiled.items()}
+    gib |= {f"with all that stays, {name}": peak for name, peak in peaks.items()}
+    counted, parts = budget.sampling_flops(args, sizes, args.batch), math.prod(mesh.shape[axis] for axis in (*batch_axes(mesh, args.batch), "tensor"))
+    return report.of_compiled(
+        args.topology, mesh, args.batch, gib, max(peaks.values()), room, counted, parts, collective_bytes(loop.text), flops.peak(devices[0]), args.efficiency,
+        sum(program.seconds for program in compiled.values()), choice,
+    )  # fmt: skip
+
+
+def _come_over(name: str, model: nnx.Module) -> nnx.Module:
+    """The model as its program gets it: what is parked is on the chip, but for what the program fetches block by block."""
+    stays = pipeline.STREAMED.get(name, pipeline.PARKED_PARAMETERS)
+    place = lambda path, a: a if stays.fullmatch(path) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding.with_memory_kind("device"))  # noqa: E731
+    return with_params(model, {path: place(path, a) for path, a in params_of(model).items()})
+
+
+def _modulations(model: nnx.Module) -> list[Any]:
+    return [a for path, a in params_of(model).items() if MODULATION.fullmatch(path)]
+
+
+def _resident(models: list[Any]) -> int:
+    return chips.held([a for a in jax.tree.leaves(models) if a.sharding.memory_kind != "pinned_host"])

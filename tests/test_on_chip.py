@@ -1,0 +1,58 @@
+"""Kernels whose axes lie in memory in another order, as they do on TPUs: nothing but their place in memory changes."""
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.layout import Format, Layout
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from infu_jax import checkpoint, lora, sharding
+from infu_jax.checkpoint import load_model, params_of, save_model
+
+QKV = ("double_blocks.img.qkv.kernel", "double_blocks.txt.qkv.kernel", "single_blocks.qkv.kernel")
+
+
+@pytest.fixture
+def other_order(monkeypatch):
+    """As on a TPU, on the devices that there are."""
+    reordered = lambda path, s: Format(Layout((0, 2, 3, 1, 4)), s) if path in QKV and s.memory_kind == "device" else s  # noqa: E731
+    monkeypatch.setattr(checkpoint, "on_chip", reordered)
+
+
+def order(x):
+    return x.format.layout.major_to_minor
+
+
+def test_only_on_tpus():
+    plain = NamedSharding(sharding.make_mesh(devices=jax.devices()[:1]), P())
+    assert all(sharding.on_chip(path, plain) is plain for path in QKV)
+
+
+def test_loading(tiny, other_order, tmp_path):
+    usual = params_of(load_model(tiny[1], "infusenet"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "on_chip", lambda path, s: s)
+        plain = load_model(tiny[0], "flux")
+    made = load_model(tiny[0], "flux")
+    save_model(tmp_path / "flux", "flux", made)
+    for model in (made, load_model(tmp_path / "flux", "flux")):
+        for path, x in params_of(model).items():
+            assert order(x) == ((0, 2, 3, 1, 4) if path in QKV else tuple(range(x.ndim))), path
+            np.testing.assert_array_equal(x, params_of(plain)[path])
+    assert all(order(usual[path]) == (0, 2, 3, 1, 4) for path in QKV)
+
+
+def test_loras_keep_the_order(tiny, other_order):
+    model = load_model(tiny[0], "flux", dtype=np.float32)
+    draw = np.random.default_rng(0).standard_normal
+    layers, size, three, heads, head = params_of(model)[QKV[2]].shape
+    factors = lora.Factors(draw((layers, size, 2), np.float32), draw((layers, 2, three, heads, head), np.float32), True)
+    before = np.asarray(params_of(model)[QKV[2]])
+    merged, former = lora.merge(model, {QKV[2]: factors}, keep=True)
+    changed = params_of(merged)[QKV[2]]
+    assert order(changed) == (0, 2, 3, 1, 4)
+    np.testing.assert_allclose(changed, before + np.einsum("lir,lrthk->lithk", factors.a, factors.b), atol=1e-4)
+    back = params_of(lora.restore(merged, former))[QKV[2]]
+    assert order(back) == (0, 2, 3, 1, 4)
+    np.testing.assert_array_equal(back, before)

@@ -1,0 +1,237 @@
+"""The plan's counts against arrays and programs of the tiny stack on simulated devices. Compiling for a TPU needs libtpu, which is not installed here."""
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from infu_jax import flops
+from infu_jax.config import FluxConfig, MeshConfig, SamplingConfig
+from infu_jax.errors import InputError
+from infu_jax.plan import budget, chips, report, sampling, training
+from infu_jax.plan.collectives import collective_bytes
+from infu_jax.plan.settings import SampleArgs, TrainArgs
+from infu_jax.sharding import make_mesh
+from infu_jax.train_config import DataConfig, ModelsConfig
+from tests import random_stack
+from tests.conftest import ROOT
+
+FLUX, INFU = random_stack.folders()
+PICTURE = SamplingConfig(width=64, height=80, steps=3, t5_length=24)
+FEATURES = ("latents", "control", "t5", "clip", "arcface")
+ABSTRACT = {n: budget._abstract(MeshConfig(fsdp=n)) for n in (1, 4, 16)}
+
+
+def sample_args(**changes):
+    return SampleArgs(**{"base": FLUX, "infu": INFU, "sampling": PICTURE, "dtype": "float32", **changes})
+
+
+def train_args(**changes):
+    models = ModelsConfig(base=FLUX, arcface=INFU / "recognition_arcface_ir_se50.pth", infusenet_blocks=(1, 2))
+    data = DataConfig(features=FEATURES, t5_length=16)
+    return TrainArgs(**{"out": Path("unused"), "models": models, "data": data, "batch_size": 8, "height": 64, "width": 64, **changes})
+
+
+@pytest.fixture
+def four_chips(monkeypatch):
+    """Simulated devices in the place of a topology, of 1 GiB and 1 TFLOP/s."""
+    monkeypatch.setattr(chips, "devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(chips, "memory_gib", lambda device: 1.0)
+    monkeypatch.setattr(flops, "peak", lambda device: 1e12)
+
+
+# Collectives --------------------------------------------------------------------------------------
+
+
+def test_collectives_in_loops():
+    mesh = make_mesh(2, 4, 1)
+
+    def program(w, x):
+        def layer(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, P())), None
+
+        x, _ = jax.lax.scan(layer, x, w)
+        return x, x.sum()
+
+    w = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+    with jax.set_mesh(mesh):
+        text = jax.jit(program).lower(w, x).compile().as_text()
+    # Five layers of which each device lacks three quarters; one number that eight devices add up.
+    assert collective_bytes(text) == {"all-gather": 5 * 64 * 64 * 4 * 3 // 4, "all-reduce": 2 * 4 * 7 // 8}
+
+
+HLO = """
+%body.1 (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %start = (bf16[2,128]{1,0}, bf16[8,128]{1,0}) all-gather-start(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %done = bf16[8,128]{1,0} all-gather-done(%start)
+  %scattered = f32[4,128]{1,0} reduce-scatter(%y), replica_groups=[4,2]<=[8], dimensions={0}, to_apply=%add
+  %inner = (s32[]) while(%t), condition=%cond.2, body=%body.2
+}
+
+%body.2 (p: (s32[])) -> (s32[]) {
+  %moved = bf16[16,128]{1,0} collective-permute(%z), source_target_pairs={{0,1},{1,0}}
+}
+
+%cond.2 (p: (s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %loop = (s32[], bf16[8,128]) while(%t), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+def test_collectives_as_a_tpu_writes_them():
+    found = collective_bytes(HLO)
+    assert found == {"all-gather": 3 * 8 * 128 * 2 * 3 // 4, "reduce-scatter": 3 * 4 * 128 * 4, "collective-permute": 3 * 7 * 16 * 128 * 2}
+    assert collective_bytes("") == {}
+
+
+# Compiled -----------------------------------------------------------------------------------------
+
+
+def test_sampling(four_chips, pipeline, monkeypatch):
+    """The loop's own program with the weights that it takes, on the mesh that splits least; and with all programs around it."""
+    found = sampling.plan(sample_args())
+    gib, size = {name: x * 2**30 for name, x in found["gib"].items()}, found["mesh"]
+    assert size == {"data": 2, "fsdp": 1, "tensor": 2} and found["choice"]["mesh"] == size  # the tiny stack has two heads
+    expected = budget.sampling(sample_args(), sampling.model_sizes(sample_args()), budget._abstract(MeshConfig(**size)), 1)
+    assert gib["transformers"] == expected["transformers"]
+    assert gib["modulation tables and other inputs"] > expected["modulation tables"] > 100_000
+    assert gib["activations (temporary)"] > 0 and found["fits"] and found["peak_gib"] < 0.1
+    assert found["peak_gib"] * 2**30 - gib["peak of the loop"] == pytest.approx(expected["what waits beside the loop"], rel=1e-3)
+    assert found["collective_bytes"]["all-reduce"] > 0 and found["recomputed"] == 0
+    cfg, infusenet = pipeline.flux.cfg, pipeline.infusenet.cfg
+    least = flops.flux_flops(cfg, 20, 24) + flops.infusenet_flops(infusenet, 20, 8)
+    assert found["flops"]["least"] * 2 == pytest.approx(least) and found["estimated_seconds"] == pytest.approx(least / 2 / 0.5e12)
+    assert "data 2, fsdp 1, tensor 2: 1 pictures at once (0.25 a chip)" in report.text(found)
+    json.dumps(found)
+    monkeypatch.setattr(chips, "compiled", lambda lowered, effort: chips.Compiled(0, 0, 0, 0.0, ""))
+    assert sampling.plan(sample_args(mesh=MeshConfig(fsdp=-1)))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+
+
+def test_parked_weights_are_not_counted(four_chips):
+    parked, alone = sampling.plan(sample_args(offload=True, everything=True)), sampling.plan(sample_args(tables=False))
+    at = {name.rpartition(", ")[2]: x for name, x in parked["gib"].items() if ", " in name}
+    assert at.keys() == {"loop", "text", "control image", "modulations", "decoding"}
+    assert parked["peak_gib"] == max(at.values())
+    assert alone["gib"]["transformers"] > 1.2 * parked["gib"]["transformers"]
+    assert at["loop"] * 2**30 == pytest.approx(parked["gib"]["peak of the loop"] * 2**30, rel=0.2)
+
+
+def test_training(four_chips, monkeypatch):
+    """Each part of a step is what the arithmetic says, and a choice can be planned in the place of the settings."""
+    monkeypatch.setattr(chips, "compiled", lambda lowered, effort: chips.Compiled(0, 2**30, 2**31, 1.5, HLO))  # compiling takes half a minute
+    args = train_args(mesh=MeshConfig(data=2, fsdp=1, tensor=2))
+    found = training.plan(args)
+    expected = budget.training(args, training.model_sizes(args), budget._abstract(args.mesh), args.batch_size)
+    for name in ("frozen weights", "trained weights", "moments", "gradients"):
+        assert found["gib"][name] * 2**30 == pytest.approx(expected[name], rel=1e-3), name
+    assert found["gib"]["gradients"] + found["gib"]["activations and all else that is temporary"] == 1
+    assert found["peak_gib"] == 2 and not found["fits"] and found["room_gib"] == 1 and not found["estimate"]
+    assert found["collective_bytes"] == collective_bytes(HLO) and 0 < found["recomputed"] < 0.4
+    assert "It does not fit." in report.text(found)
+    chosen = training.plan(dataclasses.replace(args, choose=True))
+    assert chosen["mesh"] == chosen["choice"]["mesh"] == found["choice"]["mesh"] and chosen["batch"] == found["choice"]["batch"]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 33.50G of 31.25G hbm.", "33.50 GiB of 31.25;"),
+        ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (39.96G) exceeds available HBM (31.25G).", "39.96 GiB of 31.25;"),
+    ],
+)
+def test_a_program_that_does_not_fit(said, message):
+    class Lowered:
+        def compile(self, options):
+            raise jax.errors.JaxRuntimeError(said)
+
+    with pytest.raises(InputError, match=f"does not fit into a chip: it takes {message}"):
+        chips.compiled(Lowered(), "quick")
+    said = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        chips.compiled(Lowered(), "quick")
+
+
+# Arithmetic ---------------------------------------------------------------------------------------
+
+
+def test_flops():
+    """A forward pass of FLUX.1 at 1024 x 1024, and what a step of training computes again."""
+    args = SampleArgs(sampling=SamplingConfig(width=1024, height=1024))
+    sizes = sampling.model_sizes(args)
+    base = flops.flux_flops(FluxConfig(), 4096, 512)
+    assert base == pytest.approx(7.44e13, rel=0.01)
+    whole = budget.sampling_flops(args, sizes, 2)
+    assert whole["least"] == whole["executed"] == 2 * (base + flops.infusenet_flops(sizes["infusenet"], 4096, 8))
+    guided = dataclasses.replace(args, sampling=dataclasses.replace(args.sampling, true_cfg=2.0))
+    assert budget.sampling_flops(guided, sizes, 1)["least"] == whole["least"] / 2 + base
+    share = {}
+    for remat in ("block", "attention", "dots", "none"):
+        counted = budget.training_flops(TrainArgs(out=Path("unused"), remat=remat), sizes, 1)
+        share[remat] = counted["executed"] / counted["least"]
+    assert share["block"] > share["attention"] > share["dots"] == share["none"] > 1
+
+
+def test_choices():
+    """Full-size models: what fits is taken, and what does not is said."""
+    args = SampleArgs(offload=True)
+    sizes = sampling.model_sizes(args)
+    choose = lambda gib, chips=1, **changes: budget.choose_sampling(dataclasses.replace(args, **changes), sizes, chips, gib * 2.0**30)  # noqa: E731
+    assert choose(80, offload=False).fits and choose(31.25).fits and not choose(16).fits
+    assert choose(31.25, 4).mesh == MeshConfig(tensor=4)  # one picture: all chips paint it
+    assert choose(31.25, 4, batch=4).mesh == MeshConfig(data=4)  # four: each paints one, if the weights fit
+    assert choose(15.75, 4, batch=4).mesh.fsdp > 1
+    train = TrainArgs(out=Path("unused"), data=DataConfig(features=FEATURES))
+    sizes = training.model_sizes(train)
+    one, many = (budget.choose_training(train, sizes, n, gib * 2.0**30) for n, gib in ((1, 48), (16, 31.25)))
+    assert not one.fits and many.fits and many.mesh == MeshConfig(fsdp=16) and many.batch % 16 == 0 and many.batch >= 16 * 4
+    with pytest.raises(InputError, match="no mesh of so many chips divides"):
+        budget._best([(MeshConfig(fsdp=7), 7)], lambda mesh, batch: budget.training(train, sizes, mesh, batch), lambda *_: (0,), 2.0**40)
+    assert {(m.data, m.fsdp, m.tensor) for m in budget.meshes(FluxConfig(), 4)} == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}
+    assert math.prod(dataclasses.astuple(next(budget.meshes(FluxConfig(), 12)))) == 12
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def plan(*argv):
+    return subprocess.run([sys.executable, "-m", "infu_jax.plan", *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_command(tmp_path):
+    file = tmp_path / "plan.json"
+    tiny = ("--base", str(FLUX), "--infu", str(INFU))
+    done = plan("sample", "--gpu-gib", "48", "--batch", "2", "--json", str(file), *tiny)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["estimate"] and found["fits"] and found["batch"] == 2 and found["room_gib"] == 48
+    assert "one GPU of 48 GiB" in done.stdout and "estimated, nothing was compiled" in done.stdout and "It fits." in done.stdout
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", "--topology", "v0:1x1"], "topology v0:1x1: .*expected such as v5p:2x2x1 or v6e:4x4, and libtpu installed"),
+        (["sample", "--width", "100"], "size is 100x1152"),
+        (["sample", "--json", "no/such/folder/plan.json"], "no/such/folder"),
+        ([], "the first argument is the recipe"),
+    ],
+)
+def test_mistakes(argv, message):
+    done = plan(*argv)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(message, done.stderr)
