@@ -366,6 +366,8 @@ def test_every_reason_occurs(tmp_path):
         add("bad_row", line=line)
     for name, value in (("keypoints", [1, 2]), ("keypoints", [[1, 2]] * 5), ("keypoints", "a b"), ("captions", 3), ("caption", {}), ("synthetic", "?")):
         add("bad_row", name="good.jpg", **{name: value})
+    add("bad_row", name="good.jpg", captions='["\\ud800"]')
+    add("bad_row", name="good.jpg", keypoints=[[10**400, 1], [2, 3], [4, 5], [6, 7], [8, 9]])
     for person in ("../evil", "a/b", "/etc", "..", "x" * 201):
         add("bad_id", name="good.jpg", person=person)
     add("bad_id", name="good.jpg", key="../k")
@@ -377,6 +379,7 @@ def test_every_reason_occurs(tmp_path):
     add("outside", name="good.jpg", identity="../outside.jpg")
     add("missing_file", name="absent.jpg")
     add("missing_file", name=".")
+    add("missing_file", name="x" * 300)
     add("file_too_large", b"\xff" * 1_500_000)
     add("not_a_picture", b"hello")
     add("not_a_picture", portrait(0, 1), save_as="GIF")
@@ -454,10 +457,12 @@ def test_sources_that_are_none(tmp_path, pictures):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "semicolons.csv").write_text("image;person\na;b\n")
     (tmp_path / "twice.csv").write_text("image,person,image\n")
+    (tmp_path / "wide.csv").write_text("x" * 200_000)
     (tmp_path / "list.txt").write_text("a")
     for name, message in (
         ("absent", "is not there"), ("empty", "no pictures in it"), ("empty.jsonl", "has no rows"), ("empty.csv", "no column image"),
         ("semicolons.csv", "no column image and no column person"), ("twice.csv", "'image' twice"), ("list.txt", "ends in .txt"),
+        ("wide.csv", "first line is no CSV"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             build(Args(tmp_path / name, out))
@@ -497,6 +502,19 @@ def test_folders_with_other_things(tmp_path):
     found = all_records(tmp_path / "out", ("train",))
     assert [record.provenance["path"] for record in found] == ["person0/1.png", "person0/\\xff.jpg"]
     assert Counter(line["reason"] for line in rejected(tmp_path / "out")) == {"bad_row": 3, "not_a_picture": 1}
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    source, scandir = draw_folder(tmp_path / "people", people=2), os.scandir
+
+    def locked(path):
+        if not isinstance(path, int) and os.fspath(path).endswith("person1"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match="person1"):
+        build(Args(source, tmp_path / "out", workers=1))
 
 
 def test_settings_that_cannot_be():
