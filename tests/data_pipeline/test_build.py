@@ -25,7 +25,7 @@ from data_pipeline.chunks import Settings
 from data_pipeline.filters import REASONS, Filters, box_around
 from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, open_index
 from data_pipeline.manifest import open_source
-from data_pipeline.records import Caption, open_picture, open_records, read_picture
+from data_pipeline.records import MAX_PIXELS, Caption, open_picture, open_records, read_picture
 from infu_jax.errors import InputError
 from infu_jax.face import YuNetDetector
 from tests.conftest import ROOT
@@ -520,9 +520,12 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
 def test_settings_that_cannot_be():
     for settings, message in (
         ({"workers": 0}, "workers is 0"), ({"validation_share": 1.5}, "validation-share is 1.5"), ({"max_side": 100}, "no picture could be kept"),
+        ({"max_side": 7001}, "max-side is 7001; 64 to 7000"), ({"max_megapixels": 179.0}, "max-megapixels is 179"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             Args(Path("a"), Path("b"), **settings)
+    most = Args(Path("a"), Path("b"), max_side=7000, max_megapixels=178.0)
+    assert most.max_side**2 <= MAX_PIXELS and most.max_megapixels * 1e6 <= 2 * Image.MAX_IMAGE_PIXELS, "what is stored can be read, and Pillow opens it"
     for settings in ({"min_side": 0}, {"max_aspect": 0.5}, {"min_face": -1}, {"min_score": 2.0}, {"duplicate_distance": 20}):
         with pytest.raises(InputError, match=f"filters.{next(iter(settings))}"):
             Filters(**settings)
