@@ -186,6 +186,8 @@ def read(path: Path) -> Scores:
             stored["settings"],
             {int(number): str(text) for number, text in stored["prompts"].items()},
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{path} is no scores.json of this command ({e!r}); give the one in the --out folder of another run") from None
 

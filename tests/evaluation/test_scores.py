@@ -107,7 +107,7 @@ def test_files(tmp_path):
     for text, message in (
         ("{}", "no scores.json of this command"),
         ("x", "no scores.json"),
-        ('{"format": "other"}', "has format 'other'"),
+        ('{"format": "other"}', f"^{path} has format 'other'"),
         ("[]", "no scores.json"),
     ):
         path.write_text(text)
