@@ -49,7 +49,7 @@ class Args:
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder that a manifest's paths are relative to and may not leave; by default the manifest's own."""
     validation_share: float = 0.01
-    """Share of the people whose records go to the split validation; at least one person unless it is 0."""
+    """Share of the people whose records go to the split validation; of several at least one person unless it is 0."""
     filters: Filters = field(default_factory=Filters)
     max_side: int = 2048
     """Pictures with a longer side are scaled down to this many pixels."""

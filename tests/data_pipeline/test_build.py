@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline import build as module
-from data_pipeline import spms
+from data_pipeline import plan, spms
 from data_pipeline.build import Args, build
 from data_pipeline.chunks import Settings
 from data_pipeline.filters import REASONS, Filters, box_around
@@ -95,6 +95,17 @@ def test_splits_are_by_person_and_people_stay_together(built):
         assert (index.records, index.people) == (len(names), len(people[split]))
         assert (np.diff(index.persons.astype(int)) >= 0).all()
     assert people["train"] and people["validation"] and not people["train"] & people["validation"]
+
+
+@pytest.mark.parametrize(("people", "share", "splits"), [(1, 0.9, {"train"}), (1, 1.0, {"validation"}), (2, 0.9, {"train", "validation"}), (2, 0.0, {"train"})])
+def test_no_split_is_empty_and_one_person_is_for_training(people, share, splits):
+    """Whatever the hash of their names says; these would all be in validation."""
+    names = [name for name in map(str, range(99)) if plan._validates(name, 0.9)][:people]
+    table = np.zeros((people, len(plan.COLUMNS)), np.int64)
+    table[:, plan.COLUMNS.index("person")], table[:, plan.COLUMNS.index("bytes")] = np.arange(people), 1
+    unique = np.arange(people).astype(np.uint64)
+    plans = plan.arrange(plan.Candidates(table, unique, unique, names), np.ones(people, bool), share, 10)
+    assert plans.keys() == splits and sum(len(split.chosen) for split in plans.values()) == people
 
 
 def test_report(built):
