@@ -140,6 +140,10 @@ def main() -> None:
             notes.append(f"{len(wanted) - len(there)} of {len(wanted)} pictures are not there and were left out.")
         wanted = there
         people = [who for who in people if any(pair.identity == who for pair in wanted)]
+    for other in earlier:
+        comparing.check_shared(
+            args.name, [(pair.identity.name, pair.prompt.number) for pair in wanted], {p.prompt.number: p.prompt.text for p in wanted}, other
+        )
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
     from infu_jax import checkpoint, face
@@ -177,9 +181,7 @@ def _of_run(args: Args) -> Args:
 
     if not runs.is_run(args.infu):
         return args
-    stored = runs.read_run(args.infu)["settings"]
-    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
-    return dataclasses.replace(args, **{k: Path(v) for k, v in found.items() if v is not None and getattr(args, k) == getattr(Args, k)})
+    return dataclasses.replace(args, **{k: v for k, v in runs.models_of(args.infu).items() if getattr(args, k) == getattr(Args, k)})
 
 
 def _check_options(args: Args) -> None:

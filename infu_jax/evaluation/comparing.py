@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,8 @@ def summary(scores: Scores, bootstrap: Bootstrap) -> Row:
 
 def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
     """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common."""
-    for number in set(scores.texts) & set(other.texts):
-        if scores.texts[number] != other.texts[number]:
-            raise InputError(f"prompt {number} of {other.name} is another one than here; only runs with the same prompts can be compared")
     places = [{key: n for n, key in enumerate(zip(s.who, s.prompts))} for s in (scores, other)]
-    shared = [key for key in places[0] if key in places[1]]
-    if not shared:
-        raise InputError(f"{other.name} has no picture of the same person and prompt as {scores.name}; they cannot be compared")
+    shared = check_shared(scores.name, list(places[0]), scores.texts, other)
     a, b = (s.rows([place[key] for key in shared]) for s, place in zip((scores, other), places))
     weights = statistics.resamples(a.who, a.prompts, bootstrap.resamples, bootstrap.seed)
     values = {}
@@ -83,6 +78,17 @@ def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
         if all(s is not None for s in pair):
             values[measure.key] = Value(*statistics.interval(statistics.difference(*pair), weights, bootstrap.confidence))
     return Row(f"{scores.name} - {other.name}", len(shared), values)
+
+
+def check_shared(name: str, pictures: Sequence[tuple[str, int]], texts: Mapping[int, str], other: Scores) -> list[tuple[str, int]]:
+    """Those of the pictures (person, number of the prompt) that `other` has too. InputError where there are none, or a prompt is another one."""
+    for number in set(texts) & set(other.texts):
+        if texts[number] != other.texts[number]:
+            raise InputError(f"prompt {number} of {other.name} is another one than here; only runs with the same prompts can be compared")
+    there = set(zip(other.who, other.prompts))
+    if not (shared := [key for key in pictures if key in there]):
+        raise InputError(f"{other.name} has no picture of the same person and prompt as {name}; they cannot be compared")
+    return shared
 
 
 def known(everything: Sequence[Scores]) -> list[Measure]:
