@@ -165,6 +165,11 @@ def main() -> None:
             batch=args.score_batch, done=bar.update,
         )  # fmt: skip
     notes += _notes(args, mine, people, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
+    notes += [
+        f"The recogniser {name} of {other.name} is another one than here: their similarities cannot be compared, and no differences are given."
+        for other in earlier
+        for name in comparing.namesakes(mine, other)
+    ]
 
     table = [mine, *earlier, *([reference] if reference else [])]
     rows = [comparing.summary(each, bootstrap) for each in table]

@@ -67,13 +67,18 @@ def summary(scores: Scores, bootstrap: Bootstrap) -> Row:
 
 
 def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
-    """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common."""
+    """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common.
+
+    What recognisers say is left out where the name stands for another one there, see `namesakes`.
+    """
     places = [{key: n for n, key in enumerate(zip(s.who, s.prompts))} for s in (scores, other)]
     shared = check_shared(scores.name, list(places[0]), scores.texts, other)
     a, b = (s.rows([place[key] for key in shared]) for s, place in zip((scores, other), places))
     weights = statistics.resamples(a.who, a.prompts, bootstrap.resamples, bootstrap.seed)
-    values = {}
+    values, apart = {}, namesakes(scores, other)
     for measure in measures(scores):
+        if measure.key.partition("/")[2] in apart:
+            continue
         pair = statistic(a, measure.key), statistic(b, measure.key)
         if all(s is not None for s in pair):
             values[measure.key] = Value(*statistics.interval(statistics.difference(*pair), weights, bootstrap.confidence))
@@ -89,6 +94,12 @@ def check_shared(name: str, pictures: Sequence[tuple[str, int]], texts: Mapping[
     if not (shared := [key for key in pictures if key in there]):
         raise InputError(f"{other.name} has no picture of the same person and prompt as {name}; they cannot be compared")
     return shared
+
+
+def namesakes(scores: Scores, other: Scores) -> list[str]:
+    """Names that stand for another recogniser there than here."""
+    there = {r.name: r.fingerprint for r in other.recognisers}
+    return [r.name for r in scores.recognisers if None not in (r.fingerprint, there.get(r.name)) and there[r.name] != r.fingerprint]
 
 
 def known(everything: Sequence[Scores]) -> list[Measure]:

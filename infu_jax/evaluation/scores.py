@@ -27,10 +27,11 @@ POSE = ("yaw", "pitch", "roll")
 
 @dataclass(frozen=True)
 class RecogniserInfo:
-    """conditioned: whether its embedding made the pictures; None where that is not known."""
+    """conditioned: whether its embedding made the pictures; None where that is not known. fingerprint: of its weights, `judging.fingerprint`."""
 
     name: str
     conditioned: bool | None
+    fingerprint: str | None = None
 
     @property
     def text(self) -> str:

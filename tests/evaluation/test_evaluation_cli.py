@@ -101,7 +101,8 @@ def test_paints_resumes_and_refuses_mixtures(tmp_path):
     assert recipe["prompt"] == read_prompts(OWN)[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
     assert len({pictures.read_recipe(path)["seed"] for path in made}) == 6
     stored, value = results(out)
-    assert stored["recognisers"] == [{"name": "arcface", "conditioned": True}] and len(stored["pictures"]) == 6 and "clip_score" not in value
+    assert stored["recognisers"] == [{"name": "arcface", "conditioned": True, "fingerprint": recipe["recogniser"]}]
+    assert len(stored["pictures"]) == 6 and "clip_score" not in value
     assert str(ASSETS) not in (out / "scores.json").read_text() and "embedding" not in (out / "scores.json").read_text()
 
     # What is there stays, the rest is made again, the same up to rounding, whatever is in the batch.
