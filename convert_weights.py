@@ -217,6 +217,7 @@ def extract_lora(args: ExtractLora) -> None:
     if made.left:
         print(f"warning: a LoRA cannot hold the differences of {len(made.left)} vectors, such as {made.left[0]}", file=sys.stderr)
     kept = {key: numbers.cast(np.ascontiguousarray(x), _dtype(args.dtype), key) for key, x in made.tensors.items()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     safetensors.write_file(args.out, kept, {"format": "pt"})
     print(f"{args.out}: {len(kept) // 2} layers of rank {args.rank}, {made.captured:.1%} of the squared difference")
 

@@ -49,7 +49,7 @@ class Args:
     root: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder that a manifest's paths are relative to and may not leave; by default the manifest's own."""
     validation_share: float = 0.01
-    """Share of the people whose records go to the split validation; at least one person unless it is 0."""
+    """Share of the people whose records go to the split validation; of several at least one person unless it is 0."""
     filters: Filters = field(default_factory=Filters)
     max_side: int = 2048
     """Pictures with a longer side are scaled down to this many pixels."""
@@ -71,8 +71,9 @@ class Args:
     """Throw away what an interrupted build has done, and begin again."""
 
     def __post_init__(self):
+        # Stored pictures must stay below records.MAX_PIXELS, which readers refuse, and Pillow itself decodes no more than 178 megapixels.
         for name, least, most in (
-            ("workers", 1, 4096), ("validation_share", 0, 1), ("max_side", 64, 65535), ("quality", 1, 100), ("max_megapixels", 1e-3, 1000),
+            ("workers", 1, 4096), ("validation_share", 0, 1), ("max_side", 64, 7000), ("quality", 1, 100), ("max_megapixels", 1e-3, 178),
             ("max_megabytes", 1e-3, 2000), ("chunk_rows", 1, 10**6), ("shard_megabytes", 1e-3, 10**5),
         ):  # fmt: skip
             if not least <= (value := getattr(self, name)) <= most:

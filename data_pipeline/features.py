@@ -238,10 +238,13 @@ class Features:
 
 def _open_rows(folder: epath.Path) -> np.ndarray:
     path = folder / "rows.npy"
-    if _is_local(path):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    with path.open("rb") as file:  # a bucket cannot be mapped
-        return np.load(io.BytesIO(file.read()), allow_pickle=False)
+    try:
+        if _is_local(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:  # a bucket cannot be mapped
+            return np.load(io.BytesIO(file.read()), allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); copy the feature again, or compute it again with --replace") from error
 
 
 # Writing ------------------------------------------------------------------------------------------

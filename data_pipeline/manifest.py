@@ -76,7 +76,10 @@ def open_source(path: Path, root: Path | None = None) -> Source:
         raise InputError(f"root {root} is no folder; give the one that the manifest's paths are relative to")
     if kind == "csv":
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            columns = next(csv.reader(file), [])
+            try:
+                columns = next(csv.reader(file), [])
+            except csv.Error as error:
+                raise InputError(f"{path}: its first line is no CSV ({error}); expected names of columns with commas between") from None
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise InputError(f"{path} has the column {twice[0]!r} twice")
         if missing := [name for name in ("image", "person") if name not in columns]:
@@ -92,7 +95,10 @@ def raw_rows(source: Source) -> Iterator[RawRow]:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would leave out a folder that cannot be read
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
         # Links to folders are not followed; they come out as rows, to be refused.
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = sorted(name for name in folders if name not in links and not name.startswith("."))
@@ -215,8 +221,11 @@ def inside(root: Path, name: str) -> Path:
     path = Path(os.path.realpath(root / name))
     if not path.is_relative_to(root):
         raise Rejected("outside", f"{name} leads out of the source's folder")
-    if not path.is_file():
-        raise Rejected("missing_file", f"{name} is no file" if path.exists() else f"{name} does not exist")
+    try:
+        if not path.is_file():
+            raise Rejected("missing_file", f"{name} is no file" if path.exists() else f"{name} does not exist")
+    except OSError as error:  # such as a name that is too long
+        raise Rejected("missing_file", f"{name:.200} cannot be opened ({error.strerror})") from None
     return path
 
 
@@ -258,6 +267,10 @@ def _captions(values: Mapping[str, Any]) -> tuple[Caption, ...]:
             raise Rejected("bad_row", f"a caption is {str(text)!r:.60} by {str(source)!r:.60}; expected text and who wrote it")
         if len(text) > MAX_CAPTION:
             raise Rejected("bad_row", f"a caption has {len(text)} characters; at most {MAX_CAPTION} are allowed")
+        try:
+            (text + source).encode()
+        except UnicodeEncodeError:  # from JSON inside a cell
+            raise Rejected("bad_row", f"a caption is {text!r:.60} by {source!r:.60}, which is not valid UTF-8") from None
         if text.strip():
             captions.append(Caption(" ".join(text.split()), source))
     if len(captions) > 255:
@@ -280,7 +293,7 @@ def _points(values: Mapping[str, Any], name: str) -> Float32[np.ndarray, "5 2"] 
         given = _json(given, name) if given.lstrip().startswith("[") else given.replace(",", " ").split()
     try:
         points = np.asarray(given, np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.zeros(0)
     if points.shape not in ((5, 2), (10,)) or not (np.abs(points) < 1e5).all():
         raise Rejected("bad_row", f"{name} is {str(given)!r:.80}; expected x y of five points, in pixels")

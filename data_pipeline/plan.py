@@ -111,9 +111,11 @@ def arrange(candidates: Candidates, kept: Bool[np.ndarray, "N"], validation_shar
     present = np.unique(candidates["person"][kept])
     in_validation = np.zeros(len(candidates.people), bool)
     in_validation[present] = [_validates(candidates.people[person], validation_share) for person in present]
+    digests = sorted((_digest(candidates.people[person]), int(person)) for person in present)
     if 0 < validation_share and len(present) > 1:  # neither split is empty
-        digests = sorted((_digest(candidates.people[person]), int(person)) for person in present)
-        in_validation[digests[0][1]], in_validation[digests[-1][1]] = True, validation_share == 1
+        in_validation[digests[0][1]] = True
+    if validation_share < 1:  # one person alone is for training
+        in_validation[digests[-1][1]] = False
     plans = {}
     for split, wanted in (("train", False), ("validation", True)):
         chosen = np.flatnonzero(kept & (in_validation[candidates["person"]] == wanted))

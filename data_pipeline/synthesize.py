@@ -114,7 +114,8 @@ class Args:
     quality: int = 95
     """Of JPEG."""
     validation_share: float = 0.01
-    """Share of the people whose records go to the split validation, drawn by their names as build does: with its value the same people."""
+    """Share of the people whose records go to the split validation, drawn by their names as build does: with its value the same people,
+    but for the one who is moved where a split would be empty."""
     shard_megabytes: float = 256.0
     """Size of the dataset's files, about."""
 

@@ -20,11 +20,13 @@ OURS = {"settings.json", *FOLDERS, "report", "ready"}
 def work_folder(work: Path, stated: dict[str, Any], restart: bool, *, maker: str, lock: str = "lock", shared: bool = False) -> Iterator[None]:
     """Makes the work folder, or opens the one that is there if it was made with the same source and settings.
 
-    Nobody else may work in it under the same lock. shared: other processes work in it at the same time, with locks of their own.
+    Nobody else may work in it under the same lock. shared: other processes work in it at the same time, with locks of their own; without it
+    nobody may, whatever the lock.
     maker: what the command is called in messages. Raises InputError when the folder is in use, holds what is not ours, or was made otherwise.
     """
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work / lock, f"another {maker} works in {work}; wait for it, or choose another output folder"):
+    taken = f"another {maker} works in {work}; wait for it, or choose another output folder"
+    with locked(work / "lock", taken, shared), locked(work / lock, taken) if shared else contextlib.nullcontext():
         said = work / "settings.json"
         if foreign := sorted(path.name for path in work.iterdir() if path.name not in OURS and not path.name.startswith(("lock", "settings.json."))):
             raise InputError(f"{work} holds {foreign[0]}, which no {maker} made; move it away, or choose another output folder")
@@ -47,11 +49,13 @@ def work_folder(work: Path, stated: dict[str, Any], restart: bool, *, maker: str
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: str | None = None) -> Iterator[None]:
-    """Holds a lock file. It ends with this process, however it ends. Waits for others, or raises InputError with the message `taken`."""
+def locked(path: Path, taken: str | None = None, shared: bool = False) -> Iterator[None]:
+    """Holds a lock file, alone or with other sharers. It ends with this process, however it ends. Waits for others, or raises InputError
+    with the message `taken`.
+    """
     with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError:
             raise InputError(str(taken)) from None
         yield

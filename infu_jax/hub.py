@@ -27,7 +27,7 @@ FILES = {
     "model": ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"),
     "detector": ("models/antelopev2/*.onnx",),
 }
-# A release holds no model under these names that is not elsewhere in it.
+# A release holds no model under these names that is not elsewhere in it; a file that is asked for by name is not ignored.
 _IGNORED = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?(?:/(?P<inside>.+))?")
 _FILE = re.compile(r".+\.(safetensors|bin|pth|pt|ckpt|onnx)")
@@ -45,24 +45,25 @@ def local(path: str | Path, parts: Sequence[str]) -> Path:
     if path.exists() or match is None or ".." in path.parts:
         return path
     repo, revision, inside = match["repo"], match["revision"], match["inside"]
+    ignored: tuple[str, ...] = ()
     if inside and _FILE.fullmatch(inside):
         patterns = [inside, (Path(inside).parent / "config.json").as_posix()]
     else:
         names = [name for part in parts for name in FILES[part]] + (list(_WEIGHTS) if inside else [])
-        patterns = [f"{inside}/{name}" if inside else name for name in names]
-    found = _fetch(path, repo, revision, patterns) / (inside or "")
+        patterns, ignored = [f"{inside}/{name}" if inside else name for name in names], _IGNORED
+    found = _fetch(path, repo, revision, patterns, ignored) / (inside or "")
     if not found.exists() or (found.is_dir() and not any(found.iterdir())):
         raise InputError(f"{path}: the repository {repo} on Hugging Face has no {inside or 'files of the kind that are needed here'}")
     return found
 
 
-def _fetch(path: Path, repo: str, revision: str | None, patterns: list[str]) -> Path:
+def _fetch(path: Path, repo: str, revision: str | None, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     page = f"{constants.ENDPOINT}/{repo}"
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(_IGNORED)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
     except errors.GatedRepoError:
         raise InputError(f"{path}: {repo} is gated: accept its licence at {page}, then {log_in}") from None
     except errors.RepositoryNotFoundError:

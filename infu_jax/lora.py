@@ -21,7 +21,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax import checkpoint
-from infu_jax.convert import lora_files, rules, source
+from infu_jax.convert import lora_files, numbers, rules, source
+from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
 from infu_jax.storage import HostParam
 
@@ -202,12 +203,15 @@ def extract(
     """The LoRA of this rank that is nearest to the difference of two transformers, by a truncated SVD of each matrix.
 
     progress: called with 1 after each weight, of as many as the model has in diffusers' layout.
+    Raises ConversionError where the difference is not finite.
     """
     layout = next(layout for layout in source.LAYOUTS if layout.model == "flux")
     plan, tensors, left = _plan(layout, model), {}, []
     whole, held = 0.0, 0.0
     for key in sorted(plan.their_shapes):
         change = plan.read_theirs(key, tuned, np.float32) - plan.read_theirs(key, base, np.float32)
+        if not numbers.all_finite(change):
+            raise ConversionError(f"{key}: the difference of the two is not finite (NaN or infinity), so there is no LoRA of it; inspect --diff says more")
         if change.any() and plan.by_theirs[key][0].kind != "linear":
             left.append(key)
         elif change.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,6 @@ def _first(reader: csv.DictReader) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))  # str.splitlines also cuts where texts have U+2028, form feeds and the like
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def read_arrays(weights: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> d
 def box_reader(weights: Path, name: str, shape: rules.Shape, dtype: np.dtype) -> Callable[[rules.Box], np.ndarray]:
     """Reads boxes of one array. Orbax itself restores whole arrays only; what it writes are Zarr arrays in an OCDBT store."""
     driver = "zarr3" if json.loads((weights / "_METADATA").read_text()).get("use_zarr3") else "zarr"
-    spec = {"driver": driver, "kvstore": {"driver": "ocdbt", "base": f"file://{weights}", "path": f"{name}/"}}
+    spec = {"driver": driver, "kvstore": {"driver": "ocdbt", "base": _folder(weights), "path": f"{name}/"}}
 
     def read(box: rules.Box) -> np.ndarray:
         if 0 in shape:
@@ -75,6 +76,11 @@ def box_reader(weights: Path, name: str, shape: rules.Shape, dtype: np.dtype) ->
         return values
 
     return read
+
+
+def _folder(path: os.PathLike) -> dict[str, str]:
+    """A folder as TensorStore takes it. Not as a URL, in which %, # and ? mean something."""
+    return {"driver": "file", "path": f"{path}/"}
 
 
 def warn_not_finite(path: Path, names: list[str]) -> None:
@@ -119,7 +125,7 @@ class _Streamed(ocp.type_handlers.NumpyHandler):
             chunks[1] = -(-chunks[1] // 2)
         spec = {
             "driver": "zarr",
-            "kvstore": {"driver": "ocdbt", "base": f"file://{info.parent_dir}/ocdbt.process_{jax.process_index()}/", "path": f"{info.name}/"},
+            "kvstore": {"driver": "ocdbt", "base": _folder(info.parent_dir / f"ocdbt.process_{jax.process_index()}"), "path": f"{info.name}/"},
             "metadata": {"shape": list(param.shape), "chunks": chunks, "compressor": None},
             "dtype": str(param.dtype),
             "store_data_equal_to_fill_value": True,  # so that missing data are never taken for zeros

@@ -156,6 +156,17 @@ def test_from_one_mesh_to_another(tiny, tmp_path):
     assert_same(load_model(tmp_path / "t5", "t5"), module)
 
 
+def test_any_name_of_a_folder(tiny, tmp_path):
+    """What means something in a URL is a name here."""
+    module = load_model(tiny[1], "resampler")
+    folder = tmp_path / "50% of run#3?" / "a%20b"
+    save_model(folder, "resampler", module)
+    assert_same(load_model(folder, "resampler"), module)
+    stored = checkpoint.open_params(checkpoint.open_model(folder))
+    for name, x in params(module).items():
+        assert np.asarray(stored[name]).tobytes() == np.asarray(x).tobytes(), name
+
+
 def test_stacks_of_no_blocks(tmp_path):
     cfg = InfuseNetConfig(vec_in_dim=8, context_in_dim=8, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=0, axes_dim=(4, 6, 6))
     module = jax.tree.map(lambda s: jnp.asarray(np.random.default_rng(s.size).standard_normal(s.shape, np.float32)), abstract("infusenet", cfg))

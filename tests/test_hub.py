@@ -172,6 +172,14 @@ def test_only_what_is_needed_is_fetched_and_once(server, tmp_path):
     assert offline[0] == 0 and not Hub.fetched
 
 
+def test_a_file_that_is_named_is_fetched(server, tmp_path):
+    """Though the same name is left alone where a folder is asked for."""
+    Hub.fetched.clear()
+    asked = "from infu_jax import hub; print(hub.local('lab/FLUX.1-tiny/transformer/model.fp16.safetensors', ['model']).stat().st_size)"
+    code, out, errors = script("-c", asked, home=tmp_path, HF_ENDPOINT=server)
+    assert code == 0 and out == "100\n" and sorted(Hub.fetched) == ["transformer/config.json", "transformer/model.fp16.safetensors"], errors
+
+
 def test_one_model_of_a_repository(server, tmp_path):
     Hub.fetched.clear()
     code, _, errors = script("convert_weights.py", "inspect", "lab/FLUX.1-tiny/text_encoder", home=tmp_path, HF_ENDPOINT=server)

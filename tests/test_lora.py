@@ -1,5 +1,6 @@
 """LoRAs without PyTorch: every name a file may use, arithmetic, what is refused, and the commands."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -335,15 +336,24 @@ def test_merge_lora(files, tmp_path, kind):
 def test_extract_lora(files, tmp_path):
     """The difference that a LoRA made, as a LoRA again: merged, it makes the same checkpoint."""
     assert command(convert_weights, "merge-lora", FLUX / "transformer", tmp_path / "tuned", "--lora", files[0]).code == 0
-    ran = command(convert_weights, "extract-lora", FLUX / "transformer", tmp_path / "tuned", tmp_path / "l.safetensors", "--rank", 4)
+    ran = command(convert_weights, "extract-lora", FLUX / "transformer", tmp_path / "tuned", tmp_path / "new" / "l.safetensors", "--rank", 4)
     assert ran.code == 0 and re.fullmatch(r".*: 8 layers of rank 4, 100.0% of the squared difference\n", ran.out), ran
-    assert command(convert_weights, "merge-lora", FLUX / "transformer", tmp_path / "again", "--lora", tmp_path / "l.safetensors").code == 0
+    assert command(convert_weights, "merge-lora", FLUX / "transformer", tmp_path / "again", "--lora", tmp_path / "new" / "l.safetensors").code == 0
     a, b = (source.open_tensors(tmp_path / name) for name in ("tuned", "again"))
     assert max(np.abs(np.float32(a[k]) - np.float32(b[k])).max() for k in a) < 0.02 < np.abs(np.float32(a["single_transformer_blocks.0.proj_out.weight"])).max()
     half = command(convert_weights, "extract-lora", FLUX / "transformer", tmp_path / "tuned", tmp_path / "l2.safetensors", "--rank", 1).out
     assert 20 < float(re.search(r"([\d.]+)% of the squared", half)[1]) < 60
     same = command(convert_weights, "extract-lora", FLUX / "transformer", FLUX / "transformer", tmp_path / "l3.safetensors")
     assert_one_line(same, "have the same matrices; there is nothing to extract")
+
+
+def test_no_lora_of_a_difference_that_is_not_finite():
+    found = checkpoint.open_model(FLUX / "transformer")
+    stored = checkpoint.open_params(found)
+    broken = stored["txt_in.kernel"]
+    tuned = {**stored, "txt_in.kernel": dataclasses.replace(broken, read=lambda box: np.full_like(broken.read(box), np.nan))}
+    with pytest.raises(ConversionError, match="context_embedder.weight: the difference of the two is not finite"):
+        lora.extract(stored, tuned, checkpoint.check(found), 2)
 
 
 def test_large_matrices_are_projected():

@@ -29,6 +29,15 @@ def test_a_text_file(tmp_path):
     assert [p.text for p in suiting(found, "woman")] == ["a queen", "a wall"] and [p.text for p in suiting(found, "any")] == ["a wall"]
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x0b", "\x0c", "\x85"])
+def test_only_line_breaks_end_a_line(tmp_path, odd):
+    """Prompts that were copied from elsewhere hold other separators."""
+    text, table = tmp_path / "prompts.txt", tmp_path / "prompts.csv"
+    text.write_text(f"woman\ta queen{odd}reading\nx\n", encoding="utf-8")
+    table.write_text(f"gender,prompt\nwoman,a queen{odd}reading\n,x\n", encoding="utf-8")
+    assert read_prompts(text) == read_prompts(table) == [Prompt(1, "a queen reading", "woman"), Prompt(2, "x")]
+
+
 def test_a_table(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text('gender,prompt,more\nfemale,"a queen, smiling",1\n,a wall,2\n,,3\n')

@@ -140,6 +140,10 @@ def main() -> None:
             notes.append(f"{len(wanted) - len(there)} of {len(wanted)} pictures are not there and were left out.")
         wanted = there
         people = [who for who in people if any(pair.identity == who for pair in wanted)]
+    for other in earlier:
+        comparing.check_shared(
+            args.name, [(pair.identity.name, pair.prompt.number) for pair in wanted], {p.prompt.number: p.prompt.text for p in wanted}, other
+        )
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
     from infu_jax import checkpoint, face
@@ -161,6 +165,11 @@ def main() -> None:
             batch=args.score_batch, done=bar.update,
         )  # fmt: skip
     notes += _notes(args, mine, people, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
+    notes += [
+        f"The recogniser {name} of {other.name} is another one than here: their similarities cannot be compared, and no differences are given."
+        for other in earlier
+        for name in comparing.namesakes(mine, other)
+    ]
 
     table = [mine, *earlier, *([reference] if reference else [])]
     rows = [comparing.summary(each, bootstrap) for each in table]
@@ -177,9 +186,7 @@ def _of_run(args: Args) -> Args:
 
     if not runs.is_run(args.infu):
         return args
-    stored = runs.read_run(args.infu)["settings"]
-    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
-    return dataclasses.replace(args, **{k: Path(v) for k, v in found.items() if v is not None and getattr(args, k) == getattr(Args, k)})
+    return dataclasses.replace(args, **{k: v for k, v in runs.models_of(args.infu).items() if getattr(args, k) == getattr(Args, k)})
 
 
 def _check_options(args: Args) -> None:

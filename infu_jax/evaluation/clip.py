@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,9 +50,11 @@ class Preparation:
             return cls(image_size, (image_size, image_size))
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            steps = ("do_resize", "do_center_crop", "do_normalize")
+            steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
             if off := [name for name in steps if not stored.get(name, True)]:
                 raise InputError(f"{path} turns {off[0]} off; only CLIP's way of preparing pictures is supported")
+            if not math.isclose(factor := stored.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+                raise InputError(f"{path} has rescale_factor {factor}; only CLIP's way of preparing pictures (1 / 255) is supported")
             size, crop = stored.get("size", 224), stored.get("crop_size", 224)
             found = cls(
                 resize=size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"]),
@@ -60,6 +63,8 @@ class Preparation:
                 std=tuple(stored.get("image_std", OPENAI_STD)),
                 resample=stored.get("resample", int(Image.Resampling.BICUBIC)),
             )
+        except InputError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise InputError(f"{path} is not the configuration of a CLIPImageProcessor: {e!r}") from None
         if found.crop != (image_size, image_size):

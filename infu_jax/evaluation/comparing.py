@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,22 +67,39 @@ def summary(scores: Scores, bootstrap: Bootstrap) -> Row:
 
 
 def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
-    """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common."""
-    for number in set(scores.texts) & set(other.texts):
-        if scores.texts[number] != other.texts[number]:
-            raise InputError(f"prompt {number} of {other.name} is another one than here; only runs with the same prompts can be compared")
+    """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common.
+
+    What recognisers say is left out where the name stands for another one there, see `namesakes`.
+    """
     places = [{key: n for n, key in enumerate(zip(s.who, s.prompts))} for s in (scores, other)]
-    shared = [key for key in places[0] if key in places[1]]
-    if not shared:
-        raise InputError(f"{other.name} has no picture of the same person and prompt as {scores.name}; they cannot be compared")
+    shared = check_shared(scores.name, list(places[0]), scores.texts, other)
     a, b = (s.rows([place[key] for key in shared]) for s, place in zip((scores, other), places))
     weights = statistics.resamples(a.who, a.prompts, bootstrap.resamples, bootstrap.seed)
-    values = {}
+    values, apart = {}, namesakes(scores, other)
     for measure in measures(scores):
+        if measure.key.partition("/")[2] in apart:
+            continue
         pair = statistic(a, measure.key), statistic(b, measure.key)
         if all(s is not None for s in pair):
             values[measure.key] = Value(*statistics.interval(statistics.difference(*pair), weights, bootstrap.confidence))
     return Row(f"{scores.name} - {other.name}", len(shared), values)
+
+
+def check_shared(name: str, pictures: Sequence[tuple[str, int]], texts: Mapping[int, str], other: Scores) -> list[tuple[str, int]]:
+    """Those of the pictures (person, number of the prompt) that `other` has too. InputError where there are none, or a prompt is another one."""
+    for number in set(texts) & set(other.texts):
+        if texts[number] != other.texts[number]:
+            raise InputError(f"prompt {number} of {other.name} is another one than here; only runs with the same prompts can be compared")
+    there = set(zip(other.who, other.prompts))
+    if not (shared := [key for key in pictures if key in there]):
+        raise InputError(f"{other.name} has no picture of the same person and prompt as {name}; they cannot be compared")
+    return shared
+
+
+def namesakes(scores: Scores, other: Scores) -> list[str]:
+    """Names that stand for another recogniser there than here."""
+    there = {r.name: r.fingerprint for r in other.recognisers}
+    return [r.name for r in scores.recognisers if None not in (r.fingerprint, there.get(r.name)) and there[r.name] != r.fingerprint]
 
 
 def known(everything: Sequence[Scores]) -> list[Measure]:

@@ -55,7 +55,7 @@ def judge(
     names = [who.name for who in people]
     at = np.array([names.index(pair.identity.name) for pair in wanted])
     columns = {**scores.looks(seen), **scores.photo_columns(photos, at), **scores.face_columns(seen, photos, at, more, of), **seen.scores}
-    told = tuple(RecogniserInfo(r.name, r.conditioned) for r in recognisers)
+    told = tuple(RecogniserInfo(r.name, r.conditioned, fingerprint(r.model)) for r in recognisers)
     texts = {pair.prompt.number: pair.prompt.text for pair in wanted}
     who, numbers = tuple(pair.identity.name for pair in wanted), tuple(pair.prompt.number for pair in wanted)
     mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts)

@@ -27,10 +27,11 @@ POSE = ("yaw", "pitch", "roll")
 
 @dataclass(frozen=True)
 class RecogniserInfo:
-    """conditioned: whether its embedding made the pictures; None where that is not known."""
+    """conditioned: whether its embedding made the pictures; None where that is not known. fingerprint: of its weights, `judging.fingerprint`."""
 
     name: str
     conditioned: bool | None
+    fingerprint: str | None = None
 
     @property
     def text(self) -> str:
@@ -186,6 +187,8 @@ def read(path: Path) -> Scores:
             stored["settings"],
             {int(number): str(text) for number, text in stored["prompts"].items()},
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{path} is no scores.json of this command ({e!r}); give the one in the --out folder of another run") from None
 

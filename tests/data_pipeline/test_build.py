@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from data_pipeline import build as module
-from data_pipeline import spms
+from data_pipeline import plan, spms
 from data_pipeline.build import Args, build
 from data_pipeline.chunks import Settings
 from data_pipeline.filters import REASONS, Filters, box_around
 from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, open_index
 from data_pipeline.manifest import open_source
-from data_pipeline.records import Caption, open_picture, open_records, read_picture
+from data_pipeline.records import MAX_PIXELS, Caption, open_picture, open_records, read_picture
 from infu_jax.errors import InputError
 from infu_jax.face import YuNetDetector
 from tests.conftest import ROOT
@@ -95,6 +95,17 @@ def test_splits_are_by_person_and_people_stay_together(built):
         assert (index.records, index.people) == (len(names), len(people[split]))
         assert (np.diff(index.persons.astype(int)) >= 0).all()
     assert people["train"] and people["validation"] and not people["train"] & people["validation"]
+
+
+@pytest.mark.parametrize(("people", "share", "splits"), [(1, 0.9, {"train"}), (1, 1.0, {"validation"}), (2, 0.9, {"train", "validation"}), (2, 0.0, {"train"})])
+def test_no_split_is_empty_and_one_person_is_for_training(people, share, splits):
+    """Whatever the hash of their names says; these would all be in validation."""
+    names = [name for name in map(str, range(99)) if plan._validates(name, 0.9)][:people]
+    table = np.zeros((people, len(plan.COLUMNS)), np.int64)
+    table[:, plan.COLUMNS.index("person")], table[:, plan.COLUMNS.index("bytes")] = np.arange(people), 1
+    unique = np.arange(people).astype(np.uint64)
+    plans = plan.arrange(plan.Candidates(table, unique, unique, names), np.ones(people, bool), share, 10)
+    assert plans.keys() == splits and sum(len(split.chosen) for split in plans.values()) == people
 
 
 def test_report(built):
@@ -366,6 +377,8 @@ def test_every_reason_occurs(tmp_path):
         add("bad_row", line=line)
     for name, value in (("keypoints", [1, 2]), ("keypoints", [[1, 2]] * 5), ("keypoints", "a b"), ("captions", 3), ("caption", {}), ("synthetic", "?")):
         add("bad_row", name="good.jpg", **{name: value})
+    add("bad_row", name="good.jpg", captions='["\\ud800"]')
+    add("bad_row", name="good.jpg", keypoints=[[10**400, 1], [2, 3], [4, 5], [6, 7], [8, 9]])
     for person in ("../evil", "a/b", "/etc", "..", "x" * 201):
         add("bad_id", name="good.jpg", person=person)
     add("bad_id", name="good.jpg", key="../k")
@@ -377,6 +390,7 @@ def test_every_reason_occurs(tmp_path):
     add("outside", name="good.jpg", identity="../outside.jpg")
     add("missing_file", name="absent.jpg")
     add("missing_file", name=".")
+    add("missing_file", name="x" * 300)
     add("file_too_large", b"\xff" * 1_500_000)
     add("not_a_picture", b"hello")
     add("not_a_picture", portrait(0, 1), save_as="GIF")
@@ -454,10 +468,12 @@ def test_sources_that_are_none(tmp_path, pictures):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "semicolons.csv").write_text("image;person\na;b\n")
     (tmp_path / "twice.csv").write_text("image,person,image\n")
+    (tmp_path / "wide.csv").write_text("x" * 200_000)
     (tmp_path / "list.txt").write_text("a")
     for name, message in (
         ("absent", "is not there"), ("empty", "no pictures in it"), ("empty.jsonl", "has no rows"), ("empty.csv", "no column image"),
         ("semicolons.csv", "no column image and no column person"), ("twice.csv", "'image' twice"), ("list.txt", "ends in .txt"),
+        ("wide.csv", "first line is no CSV"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             build(Args(tmp_path / name, out))
@@ -499,12 +515,28 @@ def test_folders_with_other_things(tmp_path):
     assert Counter(line["reason"] for line in rejected(tmp_path / "out")) == {"bad_row": 3, "not_a_picture": 1}
 
 
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    source, scandir = draw_folder(tmp_path / "people", people=2), os.scandir
+
+    def locked(path):
+        if not isinstance(path, int) and os.fspath(path).endswith("person1"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match="person1"):
+        build(Args(source, tmp_path / "out", workers=1))
+
+
 def test_settings_that_cannot_be():
     for settings, message in (
         ({"workers": 0}, "workers is 0"), ({"validation_share": 1.5}, "validation-share is 1.5"), ({"max_side": 100}, "no picture could be kept"),
+        ({"max_side": 7001}, "max-side is 7001; 64 to 7000"), ({"max_megapixels": 179.0}, "max-megapixels is 179"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             Args(Path("a"), Path("b"), **settings)
+    most = Args(Path("a"), Path("b"), max_side=7000, max_megapixels=178.0)
+    assert most.max_side**2 <= MAX_PIXELS and most.max_megapixels * 1e6 <= 2 * Image.MAX_IMAGE_PIXELS, "what is stored can be read, and Pillow opens it"
     for settings in ({"min_side": 0}, {"max_aspect": 0.5}, {"min_face": -1}, {"min_score": 2.0}, {"duplicate_distance": 20}):
         with pytest.raises(InputError, match=f"filters.{next(iter(settings))}"):
             Filters(**settings)

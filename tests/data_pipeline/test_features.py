@@ -79,6 +79,13 @@ def test_what_is_missing_is_seen(tmp_path):
     short.write_bytes(short.read_bytes()[:200])
     with pytest.raises(InputError, match="00000.npy is damaged"):
         read(tmp_path).read(2)
+    rows = folder / "rows.npy"
+    rows.write_bytes(rows.read_bytes()[:-4])
+    with pytest.raises(InputError, match="rows.npy is missing or damaged .*; copy the feature again"):
+        read(tmp_path)
+    rows.unlink()
+    with pytest.raises(InputError, match="rows.npy is missing or damaged"):
+        read(tmp_path)
     with pytest.raises(InputError, match="has no feature t5 of split train; compute it: python -m data_pipeline.precompute"):
         features.open_features(tmp_path, "train", "t5", fingerprint="data0", settings={})
 

@@ -228,6 +228,7 @@ def test_one_of_two_processes_is_not_all(pairs_dataset, tmp_path, capsys):
         (["--resolution", "32", "--bucket-step", "64"], "data.resolution is 32"),
         (["--split", "test"], "test"),
         (["--base", "/nowhere"], "/nowhere"),
+        (["--base", "/nowhere", "--features", "arcface"], "ArcFace would be the embedded one of random weights; give --arcface"),
     ],
 )
 def test_bad_options(everything, options, message):

@@ -24,6 +24,7 @@ from data_pipeline.index import INLINE_IDENTITY, SYNTHETIC, open_index
 from data_pipeline.loader import open_loader
 from data_pipeline.records import open_records, read_picture
 from data_pipeline.synthesize import Args
+from data_pipeline.work import work_folder
 from infu_jax import face
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
@@ -209,6 +210,23 @@ def test_two_processes_make_what_one_makes(made, photos, prompts_file, tmp_path)
     assert_same(made[0], out)
     shares = [int(re.search(r"^(\d+) pictures in", said, re.M)[1]) for said, _ in told]
     assert shares == [32, 32] and any("dataset;" in said for said, _ in told) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_who_works_alone_does_not_disturb_those_who_share(tmp_path, restart):
+    work, there = tmp_path / "work", tmp_path / "work" / "chunks" / ".0000000.jsonl.1.partial"
+    with work_folder(work, {}, False, maker="synthesis", lock="lock-0-of-2", shared=True):
+        there.write_text("in the making")
+        with pytest.raises(InputError, match="another synthesis works in"), work_folder(work, {}, restart, maker="synthesis"):
+            pass
+        with work_folder(work, {}, False, maker="synthesis", lock="lock-1-of-2", shared=True):
+            assert there.exists()
+        with pytest.raises(InputError, match="another"), work_folder(work, {}, False, maker="synthesis", lock="lock-0-of-2", shared=True):
+            pass
+    with work_folder(work, {}, restart, maker="synthesis"):
+        assert not there.exists()
+        with pytest.raises(InputError, match="another"), work_folder(work, {}, False, maker="synthesis", lock="lock-0-of-2", shared=True):
+            pass
 
 
 # Input ----------------------------------------------------------------------------------------------

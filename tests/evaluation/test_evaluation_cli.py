@@ -21,6 +21,7 @@ from infu_jax.assets import ASSETS
 from infu_jax.cli import run
 from infu_jax.config import CLIPModelConfig
 from infu_jax.evaluation import __main__ as script
+from infu_jax.evaluation import scores
 from infu_jax.evaluation.clip import CLIP
 from infu_jax.evaluation.pairs import OWN
 from infu_jax.models.clip_model import CLIPModel
@@ -100,7 +101,8 @@ def test_paints_resumes_and_refuses_mixtures(tmp_path):
     assert recipe["prompt"] == read_prompts(OWN)[0].text and recipe["identity"] == "ada" and recipe["sampling"]["steps"] == 1 and recipe["synthetic"]
     assert len({pictures.read_recipe(path)["seed"] for path in made}) == 6
     stored, value = results(out)
-    assert stored["recognisers"] == [{"name": "arcface", "conditioned": True}] and len(stored["pictures"]) == 6 and "clip_score" not in value
+    assert stored["recognisers"] == [{"name": "arcface", "conditioned": True, "fingerprint": recipe["recogniser"]}]
+    assert len(stored["pictures"]) == 6 and "clip_score" not in value
     assert str(ASSETS) not in (out / "scores.json").read_text() and "embedding" not in (out / "scores.json").read_text()
 
     # What is there stays, the rest is made again, the same up to rounding, whatever is in the batch.
@@ -188,6 +190,10 @@ def test_mistakes_are_one_line(tmp_path, copies, clip_folder):
     (tmp_path / "faceless").mkdir()
     Image.new("RGB", (80, 80)).save(tmp_path / "faceless" / "nobody_man.png")
     (tmp_path / "not.json").write_text("{}")
+    for name, who, text in (("elsewhere", "dan", read_prompts(OWN)[0].text), ("reworded", "ada", "a woman")):
+        face_found = {"face": np.ones(1)}
+        stored = scores.to_json(scores.Scores(name, (who,), (1,), face_found, (scores.RecogniserInfo("arcface", None),), texts={1: text}))
+        (tmp_path / f"{name}.json").write_text(json.dumps(stored))
     for message, argv in (
         ("none is no folder", ("--identities", tmp_path / "none")),
         ("names dan, who is not in", ("--gender", "dan=man")),
@@ -198,6 +204,9 @@ def test_mistakes_are_one_line(tmp_path, copies, clip_folder):
         ("names 'a' twice", ("--recogniser", f"a={ARCFACE}", f"a={ARCFACE}")),
         ("does not exist", ("--pictures", copies, "--recogniser", f"a={tmp_path / 'none.pth'}")),
         ("is no scores.json of this command", ("--compare", tmp_path / "not.json")),
+        # Before any model is loaded: there is none.
+        ("elsewhere has no picture of the same person and prompt", ("--compare", tmp_path / "elsewhere.json", "--infu", tmp_path / "none")),
+        ("prompt 1 of reworded is another one than here", ("--compare", tmp_path / "reworded.json", "--infu", tmp_path / "none")),
         ("batch is 0", ("--batch", 0)),
         ("prompts_per_person is 0", ("--prompts-per-person", 0)),
         ("confidence is 2.0", ("--confidence", 2)),

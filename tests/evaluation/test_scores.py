@@ -8,7 +8,7 @@ import pytest
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation import scores as table
-from infu_jax.evaluation.comparing import Bootstrap, difference, known, markdown, shown, summary
+from infu_jax.evaluation.comparing import Bootstrap, difference, known, markdown, namesakes, shown, summary
 from infu_jax.evaluation.measuring import Measure, Measured
 from infu_jax.evaluation.report import Page, html_page
 from infu_jax.evaluation.scores import RecogniserInfo, Scores
@@ -70,6 +70,14 @@ def test_difference_is_paired():
         difference(here, scores("x", texts={2: "other"}), QUICK)
 
 
+def test_no_difference_between_recognisers_of_one_name():
+    info = lambda *fingerprints: tuple(RecogniserInfo(r.name, r.conditioned, f) for r, f in zip(R, fingerprints))  # noqa: E731
+    here, there = scores(recognisers=info("x", "y")), scores("theirs", recognisers=info("z", "y"))
+    row = difference(here, there, QUICK)
+    assert not [key for key in row.values if key.endswith("/arcface")] and {"id_loss/second", "rank_1/second", "clip_score"} <= row.values.keys()
+    assert namesakes(here, there) == ["arcface"] and namesakes(here, here) == namesakes(here, scores()) == []  # older results do not say
+
+
 def test_what_is_measured_becomes_columns():
     """Faces of two people in a plane: cosines known, one picture without a face."""
     unit = lambda *angles: np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])  # noqa: E731
@@ -107,7 +115,7 @@ def test_files(tmp_path):
     for text, message in (
         ("{}", "no scores.json of this command"),
         ("x", "no scores.json"),
-        ('{"format": "other"}', "has format 'other'"),
+        ('{"format": "other"}', f"^{path} has format 'other'"),
         ("[]", "no scores.json"),
     ):
         path.write_text(text)

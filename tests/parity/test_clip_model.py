@@ -186,7 +186,9 @@ def test_preparation_matches_the_processor_on_pillow(size, tmp_path):
 def test_preparations_that_are_refused(tmp_path):
     path = tmp_path / "preprocessor_config.json"
     for content, message in (
-        ({"do_center_crop": False}, "turns do_center_crop off"),
+        ({"do_center_crop": False}, f"^{path} turns do_center_crop off"),
+        ({"do_rescale": False}, "turns do_rescale off"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
         ({"crop_size": {"height": 20, "width": 20}}, "crops to 20x20; the model takes 30x30"),
         ({"size": {"longest_edge": 30}, "crop_size": 30}, "not the configuration of a CLIPImageProcessor"),
         ([], "not the configuration of a CLIPImageProcessor"),
