@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # From the top down: a module may import from lower lines, and from its own package.
 LAYERS = (
     ("sample", "convert_weights", "train", "configs", "benchmarks"),
-    ("infu_jax.evaluation", "infu_jax.demo"),
+    ("infu_jax.evaluation",),
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
     ("infu_jax.pipeline", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),

@@ -47,12 +47,12 @@ FULL = Sizes(
     drawn={
         "web": Folder(6000, 4, "clean", 0),  # what the base model learns from
         "real": Folder(4000, 3, "snapshot", 100_000),  # people's photos: stage 1, and the identities of stage 2
-        "faces": Folder(800, 8, "mixed", 200_000),  # the recogniser's
-        "judges": Folder(800, 8, "mixed", 300_000),  # the second recogniser's
+        "faces": Folder(2000, 8, "mixed", 200_000),  # the recogniser's
+        "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=1200, batch_size=64, learning_rate=2e-3),
-    judge=Fit(steps=1200, batch_size=64, learning_rate=2e-3, seed=1),
+    recogniser=Fit(steps=4000, batch_size=64, learning_rate=2e-3),
+    judge=Fit(steps=4000, batch_size=64, learning_rate=2e-3, seed=1),
     autoencoder=Fit(steps=2400, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
