@@ -70,8 +70,8 @@ FULL = Sizes(
 
 SMOKE = Sizes(
     drawn={
-        "web": Folder(24, 4, "clean", 0),
-        "real": Folder(16, 3, "snapshot", 100_000),
+        "web": Folder(40, 4, "clean", 0),
+        "real": Folder(24, 4, "snapshot", 100_000),
         "faces": Folder(8, 4, "mixed", 200_000),
         "judges": Folder(8, 4, "mixed", 300_000),
         "held_out": Folder(4, 3, "mixed", 900_000),
@@ -84,8 +84,8 @@ SMOKE = Sizes(
     base_steps=4,
     stage1_steps=4,
     stage2_steps=4,
-    batch_size=8,
-    spms_photos=12,
+    batch_size=16,
+    spms_photos=16,
     spms_pictures=4,
     synthesis_prompts=4,
     sampling_steps=2,

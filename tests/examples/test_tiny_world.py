@@ -36,7 +36,7 @@ def test_every_stage_leaves_its_result(world):
     for model in ("FLUX.1-tiny/transformer", "FLUX.1-tiny/vae", "InfiniteYou-tiny/InfuseNetModel", "InfiniteYou-tiny/image_proj_model.bin"):
         assert describe(out / "release" / model)[1], model
     table = (out / "evaluation" / "table.md").read_text()
-    assert table.splitlines()[0] == "| | base alone | stage 1 | stage 2 on single samples | full (SPMS) | other photos of them |"
+    assert table.splitlines()[0] == "|  | base alone | stage 1 | stage 2 on single samples | full (SPMS) | other photos of them |"
     assert "attribute accuracy" in table and "rank-1" in table
     assert len((out / "evaluation" / "strength.md").read_text().splitlines()) == 11
 

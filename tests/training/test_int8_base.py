@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import initial, plan, quantize, training
+from infu_jax import initial, quantize, training
 from infu_jax.checkpoint import params_of
 from infu_jax.errors import InputError
+from infu_jax.plan import training as plan
 from infu_jax.sharding import make_mesh
 from infu_jax.train_config import ModelsConfig, TrainConfig, changes, settings
 from tests.training.conftest import assert_same, flip_a_bit, saved
@@ -57,7 +58,6 @@ def test_a_new_infusenet_is_not_rounded(tiny):
 
 def test_plan(monkeypatch):
     """It plans for a base in int8, sharded as it will be, and for everything else as it is."""
-    from jax.experimental import topologies
 
     class Planned(Exception):
         pass
@@ -66,23 +66,18 @@ def test_plan(monkeypatch):
         def lower(self, state, frozen, batch, draws):
             raise Planned(frozen)
 
-    monkeypatch.setattr(topologies, "get_topology_desc", lambda **_: Devices())
     monkeypatch.setattr(training, "make_step", lambda *_: Step())
     found = {}
     for weights in ("auto", "int8"):
-        given = args(topology="v5e:2x4", models=ModelsConfig(**{**vars(args().models), "base_weights": weights}))
+        given = args(models=ModelsConfig(**{**vars(args().models), "base_weights": weights}))
         with pytest.raises(Planned) as planned:
-            plan.compile_step(given)
+            plan.compile_step(given, plan.model_sizes(given), make_mesh(1, 4, 2))
         found[weights] = {name: {path: (x.shape, x.dtype, x.sharding.spec) for path, x in params_of(m).items()} for name, m in planned.value.args[0].items()}
     assert found["int8"].keys() == found["auto"].keys() > {"flux", "t5"}
     assert all(found["int8"][name] == found["auto"][name] for name in found["auto"] if name != "flux")
     kernel, scale = (found["int8"]["flux"]["double_blocks.txt.attn_out." + name] for name in ("kernel", "kernel_scale"))
     assert kernel == (found["auto"]["flux"]["double_blocks.txt.attn_out.kernel"][0], jnp.int8, P(None, "tensor", None, "fsdp"))
     assert scale == ((kernel[0][0], 1, 1, kernel[0][3]), jnp.float32, P(None, None, None, "fsdp"))
-
-
-class Devices:
-    devices = jax.devices()
 
 
 def test_settings():
