@@ -19,7 +19,6 @@ def get_config() -> TrainConfig:
         trainable="base",
         steps=6000,
         batch_size=64,
-        remat="none",
         models=ModelsConfig(base=WORLD / "stack/FLUX.1-tiny", arcface=None, base_from_scratch=True),
         data=DataConfig(paths=(str(WORLD / "data/web"),), resolution=128, bucket_step=16, max_aspect=1.0, t5_length=56, threads=2),
         # The guidance that sampling asks for by default; nothing is distilled here, so any one number would do.
