@@ -36,9 +36,8 @@ def main() -> None:
     from tqdm import tqdm
 
     from infu_jax import config as configs
-    from infu_jax import distributed, flops, initial, run_state, runs, training
+    from infu_jax import distributed, flops, flow, initial, run_state, runs, training
     from infu_jax.metrics import Pace, RunLog
-    from infu_jax.pipeline import read_schedule
     from infu_jax.sharding import make_mesh, place_batch
 
     distributed.initialize(cfg.distributed)
@@ -54,7 +53,7 @@ def main() -> None:
     trained = initial.trained_models(cfg)
     sizes = {name: configs.to_json(module.cfg) for name, module in trained.items()}
     base = initial.base_config(cfg.models)
-    schedule = read_schedule(cfg.models.base, base, cfg.models.transformer is not None)
+    schedule = flow.read_schedule(cfg.models.base, base, cfg.models.transformer is not None)
 
     checkpoints = run_state.Checkpoints(cfg.out, cfg.checkpoint)
     abstract = training.abstract_state(cfg, trained, mesh)

@@ -66,7 +66,7 @@ def measure(args: Args) -> dict[str, float]:
     import jax.numpy as jnp
     import optax
 
-    from infu_jax import flow, latents, pipeline, sampler
+    from infu_jax import flow, latents, parking, programs, sampler
     from infu_jax.checkpoint import abstract, params_of, with_params
     from infu_jax.config import FluxConfig, InfuseNetConfig
     from infu_jax.models import flux, infusenet
@@ -92,11 +92,11 @@ def measure(args: Args) -> dict[str, float]:
     if args.only == "sampling":
         schedule = jax.tree.map(jnp.asarray, flow.schedule(4, length, flow.ScheduleConfig()))
         modulation = lambda model: jax.eval_shape(  # noqa: E731
-            lambda model, *xs: pipeline._modulation(model, *xs, dtype=jnp.float32), model, schedule.model_times, given.text.y, given.guidance
+            lambda model, *xs: programs.modulation(model, *xs, dtype=jnp.float32), model, schedule.model_times, given.text.y, given.guidance
         )
         tables = sampler.Tables(modulation(base), modulation(infuse), None)
-        weights = (pipeline._without_modulations(base), pipeline._without_modulations(infuse))
-        lower = lambda: pipeline._steps.lower(*weights, z, schedule, 0, 1, given, tables, dtype=jnp.float32)  # noqa: E731
+        weights = (parking.without_modulations(base), parking.without_modulations(infuse))
+        lower = lambda: programs.steps.lower(*weights, z, schedule, 0, 1, given, tables, dtype=jnp.float32)  # noqa: E731
     else:
         tx, params = optax.adamw(1e-4), params_of(infuse)
 

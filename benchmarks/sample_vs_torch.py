@@ -44,11 +44,10 @@ def run_jax(args: Args) -> dict[str, float]:
     import numpy as np
     from flax import nnx
 
-    from infu_jax import flow, latents, sampler
+    from infu_jax import flow, latents, parking, programs, sampler
     from infu_jax.checkpoint import abstract
     from infu_jax.config import FluxConfig, InfuseNetConfig
     from infu_jax.models.flux import rope
-    from infu_jax.pipeline import _modulation, _steps, _without_modulations
 
     sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=args.axes)
     base_cfg = FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes)
@@ -73,10 +72,12 @@ def run_jax(args: Args) -> dict[str, float]:
     schedule = jax.tree.map(jnp.asarray, flow.schedule(args.steps, length, flow.ScheduleConfig()))
 
     def steps(first: int, last: int) -> None:
-        modulation = lambda model, guidance: _modulation(model, schedule.model_times, given.text.y, guidance, dtype=jnp.float32)  # noqa: E731
+        modulation = lambda model, guidance: programs.modulation(model, schedule.model_times, given.text.y, guidance, dtype=jnp.float32)  # noqa: E731
         tables = sampler.Tables(modulation(flux, given.guidance), modulation(infusenet, given.identity.guidance), None)
         z = rand(1, length, 64)
-        _steps(_without_modulations(flux), _without_modulations(infusenet), z, schedule, first, last, given, tables, dtype=jnp.float32).block_until_ready()
+        programs.steps(
+            parking.without_modulations(flux), parking.without_modulations(infusenet), z, schedule, first, last, given, tables, dtype=jnp.float32
+        ).block_until_ready()
 
     return _timed(args, steps)
 

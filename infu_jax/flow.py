@@ -5,14 +5,17 @@ Source: paper section 3.4; diffusers `FlowMatchEulerDiscreteScheduler`; BFL flux
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from infu_jax.config import FluxConfig
 from infu_jax.errors import InputError
 
 
@@ -26,6 +29,25 @@ class ScheduleConfig:
     base_tokens: int = 256
     max_tokens: int = 4096
     shift: float = 1.0  # used where `dynamic` is False
+
+
+def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> ScheduleConfig:
+    """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
+    path = base / "scheduler" / "scheduler_config.json"
+    if other_transformer or not path.exists():
+        return ScheduleConfig(dynamic=cfg.guidance_embed)  # schnell has no guidance embedding and no shift
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return ScheduleConfig(
+            dynamic=stored["use_dynamic_shifting"],
+            base_shift=stored["base_shift"],
+            max_shift=stored["max_shift"],
+            base_tokens=stored["base_image_seq_len"],
+            max_tokens=stored["max_image_seq_len"],
+            shift=stored["shift"],
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
 
 
 class Schedule(NamedTuple):

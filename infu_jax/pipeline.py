@@ -5,15 +5,11 @@ Source: InfiniteYou's `pipelines/pipeline_infu_flux.py` (behaviour and defaults)
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,35 +18,26 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, hub, latents, lora, quantize, sampler
+from infu_jax import checkpoint, face, flow, hub, latents, lora, parking, programs, quantize, sampler
 from infu_jax.checkpoint import HostParam
-from infu_jax.config import AutoencoderConfig, FluxConfig, SamplingConfig, Weights
+from infu_jax.config import SamplingConfig, Weights
 from infu_jax.errors import InputError
 from infu_jax.models.arcface import ArcFace
-from infu_jax.models.autoencoder import Autoencoder, sample_latents
+from infu_jax.models.autoencoder import Autoencoder
 from infu_jax.models.clip import CLIPTextEncoder
-from infu_jax.models.flux import MODULATION, Flux
+from infu_jax.models.flux import Flux
 from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
 from infu_jax.models.t5 import T5Encoder
 from infu_jax.recent import Recent, digest
-from infu_jax.sharding import batch_axes, batch_sharding, constrain_batch, make_mesh
+from infu_jax.sharding import batch_sharding, make_mesh
 from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer, load_t5_tokenizer
 
 CLIP_LENGTH = 77
-# The models that run once per picture: what `offload` keeps in host memory.
-PARKED = ("resampler", "autoencoder", "t5", "clip", "arcface")
-# And the transformers' parameters that do: of their blocks' modulations, which are computed for all steps before the first. Kernels only:
-# TPUs cannot fetch single rows of a stack of bfloat16 vectors from host memory.
-PARKED_PARAMETERS = re.compile(r"(double|single)_blocks\.(.*\.)?mod\.kernel")
-# Of a parked model: parameters that its program fetches from host memory itself, one block at a time. T5's blocks are 9 of its 10 GB.
-STREAMED = {"t5": re.compile(r"blocks\..*\.kernel")}
 # Schedules are padded to this many times, so that another number of steps needs no other program.
 SCHEDULE_PAD = 1024
 # Of what prompts, faces and control images were encoded to, at most so many bytes stay in host memory: some 60 prompts of FLUX.1 in bfloat16.
 KEPT_BYTES = 256 << 20
-# Pixels that a device decodes at once. Larger pictures and batches are decoded in bands of a quarter of this.
-DECODED_AT_ONCE = 1024 * 1024
 # Modulations are made, kept and used for this many steps at once, for the same reason; FLUX.1-dev's take 2.6 MB a step and picture in bfloat16.
 TABLE_STEPS = 32
 
@@ -142,7 +129,7 @@ class InfUPipeline:
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
         changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
-        schedule = read_schedule(base, shapes["flux"].cfg, transformer is not None)
+        schedule = flow.read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
         models, stored = {}, {}
         for name, path in places.items():
@@ -152,11 +139,11 @@ class InfUPipeline:
                 stored[name] = lora.merge_stored(quantize.open_params(path, name, ema=ema), added)
                 models[name] = quantize.load(name, shapes[name], stored[name], mesh, dtype)
             else:
-                host = PARKED_PARAMETERS if offload else None  # not even for a moment on the device
+                host = parking.PARKED_PARAMETERS if offload else None  # not even for a moment on the device
                 models[name] = checkpoint.load_model(path, name, mesh=mesh, dtype=jnp.float32 if name == "arcface" else dtype, ema=ema, host=host)
                 models[name], _ = lora.merge(models[name], added)
             if offload:  # at once, so that the transformers find the room that it leaves
-                models[name] = _parked(name, models[name])
+                models[name] = parking.parked(name, models[name])
         return cls(
             **models, t5_tokenizer=t5_tokenizer, clip_tokenizer=clip_tokenizer, detector=detector, schedule=schedule, mesh=mesh, dtype=dtype, offload=offload,
             stored=stored,
@@ -220,12 +207,13 @@ class InfUPipeline:
             text = self._encode_text(prompts, settings.t5_length)
             negative = self._encode_text([negative_prompt] * batch, settings.t5_length) if settings.true_cfg > 1 else None
             id_tokens = self._project(id_embedding)
-            control = _sample_control(self.autoencoder.cfg, *self._encode_control(drawn), self._batch(control_noise))
+            control = programs.sample_control(self.autoencoder.cfg, *self._encode_control(drawn), self._batch(control_noise))
             who = sampler.identity(self.infusenet.cfg, id_tokens, control, h, w, guidance=settings.infusenet_guidance, scale=settings.conditioning_scale)
             given = sampler.conditions(self.flux.cfg, text, h, w, guidance=settings.guidance, identity=who, negative=negative, true_cfg=settings.true_cfg)
             schedule = flow.schedule(settings.steps, (h // 2) * (w // 2), self.schedule)
             img, steps = self._denoise(latents.pack(self._batch(noise)), schedule, given, settings, progress, trace)
-            decoded = self._fetch(_decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype, at_once=decoded_at_once(self.mesh, batch, settings)))
+            at_once = programs.decoded_at_once(self.mesh, batch, settings)
+            decoded = self._fetch(programs.decode(self._ready("autoencoder"), img, h=h, w=w, dtype=self.dtype, at_once=at_once))
             record = None
             if trace:
                 record = dict(
@@ -248,9 +236,9 @@ class InfUPipeline:
             if not added and name not in self.former:
                 continue
             if name in self.stored:  # rounded on the device
-                model = lora.restore(_on_device(model) if self.offload else model, self.former.get(name, {}))
+                model = lora.restore(parking.on_device(model) if self.offload else model, self.former.get(name, {}))
                 model, self.former[name] = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
-                model = _parked(name, model) if self.offload else model
+                model = parking.parked(name, model) if self.offload else model
             else:
                 model, self.former[name] = lora.merge(lora.restore(model, self.former.get(name, {})), added, keep=True)
             setattr(self, name, model)
@@ -271,7 +259,7 @@ class InfUPipeline:
     def embed_crops(self, crops: np.ndarray) -> np.ndarray:
         """ArcFace embeddings (B, 512) of aligned faces (B, 112, 112, 3) uint8 BGR, see `face.align`."""
         with jax.set_mesh(self.mesh):
-            return self._fetch(_embed(self._ready("arcface"), self._batch(face.arcface_input(crops))))
+            return self._fetch(programs.embed(self._ready("arcface"), self._batch(face.arcface_input(crops))))
 
     def similarity(self, image: np.ndarray, id_embedding: np.ndarray) -> float | None:
         """Cosine between the face in a picture and an identity; None where no face is found."""
@@ -294,7 +282,7 @@ class InfUPipeline:
                 warnings.warn(f"the prompt has {count} tokens; the last {count - t5_length} are cut: {prompt[:60]!r}...", stacklevel=3)
         if new := [prompt for prompt in unique if rows[prompt] is None]:
             t5_ids, clip_ids = self.t5_tokenizer.encode(new, t5_length), self.clip_tokenizer.encode(new, CLIP_LENGTH)
-            txt, y = _encode_text(self._ready("t5"), self._ready("clip"), self._batch(t5_ids), self._batch(clip_ids), dtype=self.dtype)
+            txt, y = programs.encode_text(self._ready("t5"), self._ready("clip"), self._batch(t5_ids), self._batch(clip_ids), dtype=self.dtype)
             for n, prompt in enumerate(new):
                 rows[prompt] = self.recent.put(("text", prompt, t5_length), self._keep((txt[n], y[n])))
         return sampler.Text(*(self._batch(jnp.stack(xs)) for xs in zip(*(self._back(rows[prompt]) for prompt in prompts))))
@@ -303,7 +291,7 @@ class InfUPipeline:
         """ID tokens of a batch of faces."""
         key = ("id", digest(id_embedding))
         if (tokens := self.recent.get(key)) is None:
-            tokens = self.recent.put(key, self._keep(_project(self._ready("resampler"), self._batch(id_embedding), dtype=self.dtype)))
+            tokens = self.recent.put(key, self._keep(programs.project(self._ready("resampler"), self._batch(id_embedding), dtype=self.dtype)))
         return self._batch(self._back(tokens))
 
     def _encode_control(self, drawn: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -311,7 +299,7 @@ class InfUPipeline:
         key = ("control", digest(drawn))
         if (moments := self.recent.get(key)) is None:
             pixels = drawn[None].astype(np.float32) / 127.5 - 1.0
-            moments = self.recent.put(key, self._keep(_encode_control(self._ready("autoencoder"), self._batch(pixels), dtype=self.dtype)))
+            moments = self.recent.put(key, self._keep(programs.encode_control(self._ready("autoencoder"), self._batch(pixels), dtype=self.dtype)))
         return self._back(moments)
 
     def _keep(self, x):
@@ -332,20 +320,20 @@ class InfUPipeline:
             for k in range(0, settings.steps, TABLE_STEPS)
         ]
         padded = jax.tree.map(jnp.asarray, padded)
-        flux = _without_modulations(self.flux)
+        flux = parking.without_modulations(self.flux)
         record = dict(velocity=[], latents=[], double_residuals=[], single_residuals=[])
         for start, stop, guided in sampler.segments(settings.steps, first, last, TABLE_STEPS):
-            infusenet, conditions, table = _without_modulations(self.infusenet), given, tables[start // TABLE_STEPS]
+            infusenet, conditions, table = parking.without_modulations(self.infusenet), given, tables[start // TABLE_STEPS]
             if not guided:
                 infusenet, conditions, table = None, given._replace(identity=None), table._replace(infusenet=None)
             stride = 1 if progress or trace else stop - start
             for k in range(start, stop, stride):
                 if trace:
-                    img, v, residuals = _traced_step(flux, infusenet, img, padded, k, conditions, table, dtype=self.dtype)
+                    img, v, residuals = programs.traced_step(flux, infusenet, img, padded, k, conditions, table, dtype=self.dtype)
                     for name, value in zip(record, (v, img, residuals and residuals.double, residuals and residuals.single)):
                         record[name].append(None if value is None else self._fetch(value))
                 else:
-                    img = _steps(flux, infusenet, img, padded, k, k + stride, conditions, table, dtype=self.dtype)
+                    img = programs.steps(flux, infusenet, img, padded, k, k + stride, conditions, table, dtype=self.dtype)
                 if progress:
                     img.block_until_ready()
                     progress(k + stride, settings.steps)
@@ -353,7 +341,7 @@ class InfUPipeline:
 
     def _tables(self, times: np.ndarray, given: sampler.Conditions) -> sampler.Tables:
         """All models' modulations at some times, so that the loop needs no weights of theirs."""
-        modulation = partial(_modulation, dtype=self.dtype)
+        modulation = partial(programs.modulation, dtype=self.dtype)
         return sampler.Tables(
             flux=modulation(self.flux, times, given.text.y, given.guidance),
             infusenet=given.identity and modulation(self.infusenet, times, given.text.y, given.identity.guidance),
@@ -377,101 +365,7 @@ class InfUPipeline:
     def _ready(self, name: str):
         """A model with its weights where its program wants them; where it is parked, a copy that goes when its user lets go of it."""
         model = getattr(self, name)
-        return _on_device(model, but=STREAMED.get(name)) if self.offload else model
-
-
-# Programs. Models are pytrees, so weights are arguments and sizes are part of the cache key.
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _encode_text(t5: T5Encoder, clip: CLIPTextEncoder, t5_ids, clip_ids, *, dtype):
-    return t5(t5_ids, dtype=dtype), clip(clip_ids, dtype=dtype)[1]
-
-
-@jax.jit
-def _embed(arcface: ArcFace, crops):
-    return arcface(crops)
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _project(resampler: Resampler, id_embedding, *, dtype):
-    return resampler(id_embedding[:, None].astype(dtype))
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _encode_control(autoencoder: Autoencoder, image, *, dtype):
-    return autoencoder.moments(image.astype(dtype))
-
-
-@partial(jax.jit, static_argnums=0)
-def _sample_control(cfg: AutoencoderConfig, mean, logvar, noise):
-    mean, logvar = (constrain_batch(jnp.broadcast_to(x, noise.shape)) for x in (mean, logvar))  # of one picture
-    return latents.pack(sample_latents(cfg, mean, logvar, noise))
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _modulation(model: Flux | InfuseNet, times, y, guidance, *, dtype):
-    return jax.vmap(lambda t: model.modulation(jnp.broadcast_to(t, len(y)), y, guidance, dtype))(times)
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _traced_step(flux: Flux, infusenet: InfuseNet | None, img, schedule, k, given, tables, *, dtype):
-    v, residuals = sampler.velocity(flux, infusenet, img, schedule.model_times[k], given, dtype, tables=sampler.at_step(tables, k))
-    return flow.euler_step(img, v, schedule.times[k], schedule.times[k + 1]), v, residuals
-
-
-@partial(jax.jit, static_argnames="dtype", donate_argnames="img")
-def _steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, tables, *, dtype):
-    return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype, tables)
-
-
-@partial(jax.jit, static_argnames=("h", "w", "dtype", "at_once"))
-def _decode(autoencoder: Autoencoder, img, *, h, w, dtype, at_once=None):
-    return autoencoder.decode(latents.unpack(img, h, w).astype(dtype), at_once=at_once).astype(jnp.float32)
-
-
-def _parked(name: str, model):
-    """What of a model waits in host memory is there."""
-    waits = lambda path: name in PARKED or PARKED_PARAMETERS.fullmatch(path)  # noqa: E731
-    host = lambda a: jax.device_put(a, a.sharding.with_memory_kind("pinned_host"))  # noqa: E731
-    return checkpoint.with_params(model, {path: host(a) if waits(path) else a for path, a in checkpoint.params_of(model).items()})
-
-
-def _without_modulations(model: Flux | InfuseNet):
-    """The model as the loop needs it, which has tables of modulations."""
-    return checkpoint.with_params(model, {path: None if MODULATION.fullmatch(path) else w for path, w in checkpoint.params_of(model).items()})
-
-
-def _on_device(model, but: re.Pattern | None = None):
-    """The model with its weights on the device, `but` for parameters whose path matches, which stay where they are."""
-    here = lambda a: jax.device_put(a, a.sharding.with_memory_kind("device"))  # noqa: E731
-    stays = lambda path: but is not None and but.fullmatch(path)  # noqa: E731
-    return checkpoint.with_params(model, {path: a if stays(path) else here(a) for path, a in checkpoint.params_of(model).items()})
-
-
-def decoded_at_once(mesh: Mesh, batch: int, settings: SamplingConfig) -> int | None:
-    """`Autoencoder.decode`'s limit for a batch of pictures; None where they are small."""
-    devices = math.prod(mesh.shape[axis] for axis in batch_axes(mesh, batch))
-    return None if batch * settings.width * settings.height <= DECODED_AT_ONCE * devices else DECODED_AT_ONCE * devices // 4
-
-
-def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> flow.ScheduleConfig:
-    """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
-    path = base / "scheduler" / "scheduler_config.json"
-    if other_transformer or not path.exists():
-        return flow.ScheduleConfig(dynamic=cfg.guidance_embed)  # schnell has no guidance embedding and no shift
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return flow.ScheduleConfig(
-            dynamic=stored["use_dynamic_shifting"],
-            base_shift=stored["base_shift"],
-            max_shift=stored["max_shift"],
-            base_tokens=stored["base_image_seq_len"],
-            max_tokens=stored["max_image_seq_len"],
-            shift=stored["shift"],
-        )
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
+        return parking.on_device(model, but=parking.STREAMED.get(name)) if self.offload else model
 
 
 def _check_fit(flux, infusenet, resampler, t5, clip, autoencoder, arcface, t5_tokenizer: Tokenizer, clip_tokenizer: Tokenizer) -> None:

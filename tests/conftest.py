@@ -71,16 +71,16 @@ def pipeline(tiny):
 @pytest.fixture
 def paint(monkeypatch):
     """Calls a pipeline for pictures of 64x80 and gives them as floats, as they are before they are rounded to bytes."""
-    from infu_jax import pipeline as module
+    from infu_jax import programs
     from infu_jax.config import SamplingConfig
 
-    decode, made = module._decode, []
+    decode, made = programs.decode, []
 
     def keep(*args, **options):
         made.append(decode(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(module, "_decode", keep)
+    monkeypatch.setattr(programs, "decode", keep)
 
     def paint(pipeline, prompts=("a man in a garden", "a chef"), *, seeds=(5, 6), num_images=1, given=None, **settings):
         settings = SamplingConfig(**{"width": 64, "height": 80, "steps": 3, "t5_length": 24, **settings})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from infu_jax import pipeline as module
+from infu_jax import programs
 from infu_jax.config import AutoencoderConfig, SamplingConfig
 from infu_jax.models.autoencoder import Autoencoder
 from infu_jax.sharding import batch_sharding, make_mesh
@@ -57,18 +57,18 @@ def test_memory():
 def test_large_pictures_are_decoded_in_bands(pipeline, monkeypatch):
     mesh = make_mesh(2, 2, 2)
     usual, large = SamplingConfig(), SamplingConfig(width=2048, height=2048)
-    assert module.decoded_at_once(mesh, 1, usual) is None and module.decoded_at_once(mesh, 4, usual) is None
-    assert module.decoded_at_once(mesh, 1, large) == module.DECODED_AT_ONCE // 4  # one device decodes it, while its neighbours do the same
-    assert module.decoded_at_once(mesh, 4, large) == module.DECODED_AT_ONCE
-    assert math.prod((usual.width, usual.height)) < module.DECODED_AT_ONCE
-    decode, asked = module._decode, []
+    assert programs.decoded_at_once(mesh, 1, usual) is None and programs.decoded_at_once(mesh, 4, usual) is None
+    assert programs.decoded_at_once(mesh, 1, large) == programs.DECODED_AT_ONCE // 4  # one device decodes it, while its neighbours do the same
+    assert programs.decoded_at_once(mesh, 4, large) == programs.DECODED_AT_ONCE
+    assert math.prod((usual.width, usual.height)) < programs.DECODED_AT_ONCE
+    decode, asked = programs.decode, []
 
     def recording(*args, at_once, **options):
         asked.append(at_once)
         return decode(*args, **options)
 
-    monkeypatch.setattr(module, "_decode", recording)
+    monkeypatch.setattr(programs, "decode", recording)
     pipeline(["a", "b"], id_embedding=unit_vector(128), settings=SamplingConfig(64, 80, 1, t5_length=24))
-    monkeypatch.setattr(module, "DECODED_AT_ONCE", 8000)  # two pictures of 64 x 80 have more
+    monkeypatch.setattr(programs, "DECODED_AT_ONCE", 8000)  # two pictures of 64 x 80 have more
     pipeline(["a", "b"], id_embedding=unit_vector(128), settings=SamplingConfig(64, 80, 1, t5_length=24))
     assert asked == [None, 2000]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infu_jax import parking, programs, sampler
 from infu_jax import pipeline as module
-from infu_jax import sampler
 from infu_jax.checkpoint import load_model, params_of, save_model
 from infu_jax.models.flux import MODULATION
-from infu_jax.pipeline import PARKED_PARAMETERS, InfUPipeline
+from infu_jax.parking import PARKED_PARAMETERS
+from infu_jax.pipeline import InfUPipeline
 from infu_jax.sharding import make_mesh
 from tests.conftest import assert_close, unit_vector
 
@@ -37,15 +38,15 @@ def test_pictures(tiny, paint, monkeypatch, sizes):
     monkeypatch.setattr(module, "TABLE_STEPS", 2)
     made = {name: paint(parked, **case) for name, case in CASES.items()}
     resident = InfUPipeline.load(*tiny, mesh=mesh)
-    monkeypatch.setattr(module, "_steps", step_by_step)
-    monkeypatch.setattr(module, "_without_modulations", lambda model: model)
+    monkeypatch.setattr(programs, "steps", step_by_step)
+    monkeypatch.setattr(parking, "without_modulations", lambda model: model)
     for name, case in CASES.items():
         assert_close(made[name], paint(resident, **case), 1e-5)
     assert all(np.abs(made[name] - made["plain"]).max() > 0.01 for name in ("true_cfg", "window"))
 
 
 def test_the_loop_takes_no_weights_of_modulations(pipeline, paint, monkeypatch):
-    steps, seen = module._steps, []
+    steps, seen = programs.steps, []
 
     def keep(flux, infusenet, *args, **options):
         whole = step_by_step.lower(pipeline.flux, pipeline.infusenet, *args, **options)
@@ -53,7 +54,7 @@ def test_the_loop_takes_no_weights_of_modulations(pipeline, paint, monkeypatch):
         seen.append(sum(t.nbytes for t in jax.tree.leaves(args[-1])))
         return steps(flux, infusenet, *args, **options)
 
-    monkeypatch.setattr(module, "_steps", keep)
+    monkeypatch.setattr(programs, "steps", keep)
     paint(pipeline)
     whole, with_tables, tables = seen
     weights = [(path, w.nbytes) for model in (pipeline.flux, pipeline.infusenet) for path, w in params_of(model).items()]
@@ -85,7 +86,7 @@ def test_bfloat16_modulations_are_the_blocks_own(pipeline):
     """Computed for many times at once they are what a step computes for its own, to rounding."""
     times, y, guidance = jnp.linspace(1, 0.1, 5), jnp.asarray(np.random.default_rng(0).standard_normal((2, 32)), jnp.float32), jnp.full(2, 3.5)
     for model in (pipeline.flux, pipeline.infusenet):
-        table = module._modulation(model, times, y, guidance, dtype=jnp.bfloat16)
+        table = programs.modulation(model, times, y, guidance, dtype=jnp.bfloat16)
         for k in (0, 3):
             own = model.modulation(jnp.full(2, times[k]), y, guidance, jnp.bfloat16)
             for a, b in zip(jax.tree.leaves(table), jax.tree.leaves(own), strict=True):

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from insightface.data import get_image
 
-from infu_jax import face, latents
+from infu_jax import face, flow, latents, parking
 from infu_jax import pipeline as module
 from infu_jax.assets import ASSETS
 from infu_jax.checkpoint import params_of
@@ -81,12 +81,12 @@ def test_programs(pipeline, paint, monkeypatch, caplog):
     other = {"t5_length": 25}  # a shape that no other test uses
     with programs(caplog) as full_window:
         whole = paint(pipeline, **other)
-    assert full_window["_steps"] == 1
+    assert full_window["steps"] == 1
     with monkeypatch.context() as patch:
         patch.setattr(InfuseNet, "__call__", refuse)
         with programs(caplog) as without:
             base = paint(pipeline, **other, conditioning_scale=0.0)
-        assert without == {"_steps": 1}  # so the full window had not compiled it
+        assert without == {"steps": 1}  # so the full window had not compiled it
         with programs(caplog) as empty_window:
             np.testing.assert_array_equal(paint(pipeline, **other, guidance_start=0.4, guidance_end=0.6), base)  # no step fits into it
         assert not empty_window
@@ -261,9 +261,9 @@ def test_wrong_settings(changes, message):
 
 def test_offload(tiny, pipeline, paint):
     parked = InfUPipeline.load(*tiny, offload=True)
-    for name in ("flux", "infusenet", *module.PARKED):
+    for name in ("flux", "infusenet", *parking.PARKED):
         for path, w in params_of(getattr(parked, name)).items():
-            waits = name in module.PARKED or module.PARKED_PARAMETERS.fullmatch(path)
+            waits = name in parking.PARKED or parking.PARKED_PARAMETERS.fullmatch(path)
             assert w.sharding.memory_kind == ("pinned_host" if waits else "device"), (name, path)
     np.testing.assert_array_equal(paint(parked), paint(pipeline))
     photo = face.read_image(ASSETS / "faces" / "ada.png")
@@ -284,8 +284,8 @@ def test_the_transformer_is_loaded_last_and_finds_the_others_parked(tiny):
         loaded = InfUPipeline.load(*tiny, offload=True, dtype=jnp.float16, progress=progress)
     finally:
         gc.enable()
-    assert sorted(names) == sorted(("flux", "infusenet", *module.PARKED)) and names[-1] == "flux"
-    resident = [path for path in params_of(loaded.infusenet) if not module.PARKED_PARAMETERS.fullmatch(path)]
+    assert sorted(names) == sorted(("flux", "infusenet", *parking.PARKED)) and names[-1] == "flux"
+    resident = [path for path in params_of(loaded.infusenet) if not parking.PARKED_PARAMETERS.fullmatch(path)]
     assert kinds.count("device") == len(resident) and kinds.count("pinned_host") > 100
 
 
@@ -316,15 +316,15 @@ def test_parts_that_do_not_fit(pipeline):
 def test_the_schedule_comes_from_the_folder(tmp_path, pipeline):
     assert pipeline.schedule == ScheduleConfig(shift=3.0)
     dev, schnell = (dataclasses.replace(pipeline.flux.cfg, guidance_embed=guidance) for guidance in (True, False))
-    assert module.read_schedule(tmp_path, dev, False) == ScheduleConfig()
-    assert module.read_schedule(tmp_path, schnell, False) == ScheduleConfig(dynamic=False)
+    assert flow.read_schedule(tmp_path, dev, False) == ScheduleConfig()
+    assert flow.read_schedule(tmp_path, schnell, False) == ScheduleConfig(dynamic=False)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.parent.mkdir()
     stored = dict(use_dynamic_shifting=True, base_shift=0.4, max_shift=1.0, base_image_seq_len=100, max_image_seq_len=1000, shift=2.0)
     file.write_text(json.dumps(stored))
-    assert module.read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
-    assert module.read_schedule(tmp_path, schnell, True) == ScheduleConfig(dynamic=False)  # another transformer than the folder's
+    assert flow.read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
+    assert flow.read_schedule(tmp_path, schnell, True) == ScheduleConfig(dynamic=False)  # another transformer than the folder's
     for text in ("{", '{"shift": 1.0}', "[]", "\xff"):
         file.write_text(text, encoding="latin-1")
         with pytest.raises(InputError, match="is not a FlowMatchEulerDiscreteScheduler config"):
-            module.read_schedule(tmp_path, dev, False)
+            flow.read_schedule(tmp_path, dev, False)

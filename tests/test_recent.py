@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infu_jax import face
-from infu_jax import pipeline as module
+from infu_jax import face, programs
 from infu_jax.assets import ASSETS
 from infu_jax.pipeline import InfUPipeline
 from infu_jax.recent import Recent, digest
@@ -39,16 +38,16 @@ def test_digests():
 @pytest.fixture
 def counted(pipeline, monkeypatch):
     """A pipeline that has encoded nothing, and how often each encoder has run."""
-    counts = dict.fromkeys(("_encode_text", "_project", "_encode_control", "_embed"), 0)
+    counts = dict.fromkeys(("encode_text", "project", "encode_control", "embed"), 0)
 
     def count(name):
-        run = getattr(module, name)
+        run = getattr(programs, name)
 
         def counting(*args, **options):
             counts[name] += 1
             return run(*args, **options)
 
-        monkeypatch.setattr(module, name, counting)
+        monkeypatch.setattr(programs, name, counting)
 
     for name in counts:
         count(name)
@@ -58,18 +57,18 @@ def counted(pipeline, monkeypatch):
 def test_encoders_run_once(counted, paint):
     pipeline, counts = counted
     first = paint(pipeline)
-    assert counts == {"_encode_text": 1, "_project": 1, "_encode_control": 1, "_embed": 0}
+    assert counts == {"encode_text": 1, "project": 1, "encode_control": 1, "embed": 0}
     np.testing.assert_array_equal(paint(pipeline), first)
     again = paint(pipeline, ["a chef", "a man in a garden"], seeds=[6, 5])
-    assert counts == {"_encode_text": 1, "_project": 1, "_encode_control": 1, "_embed": 0}
+    assert counts == {"encode_text": 1, "project": 1, "encode_control": 1, "embed": 0}
     assert_close(again[::-1], first, 1e-5)
     # Whatever is new is encoded: a prompt beside a known one, another length, another face, another control image.
     paint(pipeline, ["a chef", "a woman in the rain"])
-    assert counts["_encode_text"] == 2
+    assert counts["encode_text"] == 2
     paint(pipeline, t5_length=25)
-    assert counts["_encode_text"] == 3
+    assert counts["encode_text"] == 3
     paint(pipeline, given={"id_embedding": unit_vector(128, 1), "keypoints": KEYPOINTS})
-    assert counts == {"_encode_text": 3, "_project": 2, "_encode_control": 2, "_embed": 0}
+    assert counts == {"encode_text": 3, "project": 2, "encode_control": 2, "embed": 0}
     assert_close(paint(dataclasses.replace(pipeline), given={"id_embedding": unit_vector(128, 1), "keypoints": KEYPOINTS}),
                  paint(pipeline, given={"id_embedding": unit_vector(128, 1), "keypoints": KEYPOINTS}), 1e-5)  # fmt: skip
 
@@ -80,9 +79,9 @@ def test_faces(counted):
     first = pipeline.embed_face(photo)
     first[:] = 0  # the caller's own copy
     second = pipeline.embed_face(photo.copy())
-    assert counts["_embed"] == 1 and abs(np.linalg.norm(second) - 1) < 1e-5
+    assert counts["embed"] == 1 and abs(np.linalg.norm(second) - 1) < 1e-5
     pipeline.embed_face(face.read_image(ASSETS / "faces" / "bo.png"))
-    assert counts["_embed"] == 2
+    assert counts["embed"] == 2
 
 
 def test_other_weights_encode_anew(counted, paint):
@@ -90,11 +89,11 @@ def test_other_weights_encode_anew(counted, paint):
     paint(pipeline)
     pipeline.set_loras([])
     paint(pipeline)
-    assert counts["_encode_text"] == 1  # nothing was changed
+    assert counts["encode_text"] == 1  # nothing was changed
     pipeline.former["t5"] = {}
     pipeline.set_loras([])
     paint(pipeline)
-    assert counts["_encode_text"] == 2
+    assert counts["encode_text"] == 2
     assert dataclasses.replace(pipeline).recent.nbytes == 0 < pipeline.recent.nbytes
 
 

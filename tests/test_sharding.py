@@ -20,7 +20,8 @@ from infu_jax.errors import InputError
 from infu_jax.latents import position_ids
 from infu_jax.models import MODELS
 from infu_jax.models.flux import rope
-from infu_jax.pipeline import PARKED, PARKED_PARAMETERS, InfUPipeline
+from infu_jax.parking import PARKED, PARKED_PARAMETERS
+from infu_jax.pipeline import InfUPipeline
 from infu_jax.sharding import AXES, RULES, batch_axes, batch_sharding, constrain_batch, make_mesh, param_shardings, param_specs
 from tests.conftest import ROOT, assert_close, programs, unit_vector
 
@@ -157,7 +158,7 @@ def test_the_same_pictures_on_eight_devices(pipeline, split, paint, batch, caplo
     with programs(caplog) as compiled:
         made = paint(split, prompts[:batch], seeds=seeds[:batch])
     assert_close(made, one_device[:batch], 1e-5)
-    assert compiled["_steps"] == 1
+    assert compiled["steps"] == 1
     with programs(caplog) as again:
         np.testing.assert_array_equal(
             paint(split, prompts[:batch], seeds=seeds[:batch], given={"id_embedding": unit_vector(128), "progress": lambda *_: None}), made

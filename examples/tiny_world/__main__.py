@@ -1,7 +1,7 @@
 """The tiny world: every model trained from nothing on drawn people, and the paper's claims checked on people never seen.
 
     python -m examples.tiny_world                          hours on two cores; the same command again goes on where it was
-    python -m examples.tiny_world --size smoke --out /tmp/smoke        minutes: the whole chain, nothing learned
+    python -m examples.tiny_world --size smoke --out runs/smoke        minutes: the whole chain, nothing learned
     python -m examples.tiny_world --until stage1           stop after a stage
 
 Stages, in order: draw, recogniser, autoencoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import flops, flow, pipeline, sampler
+from infu_jax import flops, flow, parking, pipeline, programs, sampler
 from infu_jax.checkpoint import abstract, open_model, param_shapes, params_of, with_params
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
 from infu_jax.models.flux import MODULATION
@@ -50,15 +50,15 @@ def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
         module = abstract(name, cfg)
         shapes = param_shapes(module)
         shardings = param_shardings(mesh, RULES[name], {path: v.shape for path, v in shapes.items()})
-        parked = lambda path, name=name: args.offload and (name in pipeline.PARKED or args.tables and pipeline.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
+        parked = lambda path, name=name: args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
         place = lambda path, s, parked=parked: s.with_memory_kind("pinned_host") if parked(path) else on_chip(path, s)  # noqa: E731
         dtype = lambda v, name=name: args.dtype if name != "arcface" and jnp.issubdtype(v.dtype, jnp.floating) else v.dtype  # noqa: E731
         made[name] = with_params(module, {path: jax.ShapeDtypeStruct(v.shape, dtype(v), sharding=place(path, shardings[path])) for path, v in shapes.items()})
-    loop = {name: pipeline._without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
+    loop = {name: parking.without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
     return Models(made, loop)
 
 
-def programs(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
+def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
     """By name: what lowers a program of the pipeline, and which weights it is given."""
     cfg, settings, batch = have.all["flux"].cfg, args.sampling, args.batch
     vae, rows, everywhere = have.all["autoencoder"].cfg, batch_sharding(mesh, batch), NamedSharding(mesh, P())
@@ -83,7 +83,7 @@ def programs(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Call
     times = array(pipeline.TABLE_STEPS, dtype=jnp.float32, sharding=everywhere)
 
     def table(name: str) -> Any:
-        made = jax.eval_shape(lambda model, *xs: pipeline._modulation(model, *xs, dtype=dtype), have.all[name], times, text.y, given.guidance)
+        made = jax.eval_shape(lambda model, *xs: programs.modulation(model, *xs, dtype=dtype), have.all[name], times, text.y, given.guidance)
         axis = lambda a: P(*(None,) * (1 if a.ndim == 4 else 2), batch_axes(mesh, batch))  # noqa: E731  (steps, blocks, B, 6 or 3, D); (steps, B, 2, D)
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, axis(a))), made)
 
@@ -91,15 +91,15 @@ def programs(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Call
     schedule = flow.Schedule(*(array(pipeline.SCHEDULE_PAD, dtype=jnp.float32, sharding=everywhere),) * 2)
     img, k = array(batch, image, cfg.in_channels, dtype=jnp.float32), array(dtype=jnp.int32, sharding=everywhere)
     pixels = array(1, settings.height, settings.width, 3, dtype=jnp.float32, sharding=batch_sharding(mesh, 1))
-    at_once = pipeline.decoded_at_once(mesh, batch, settings)
+    at_once = programs.decoded_at_once(mesh, batch, settings)
     loop, here = have.in_loop, {name: _come_over(name, model) for name, model in have.all.items()}
     ids = array(batch, settings.t5_length, dtype=jnp.int32), array(batch, pipeline.CLIP_LENGTH, dtype=jnp.int32)
     return {
-        "loop": (lambda: pipeline._steps.lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
-        "text": (lambda: pipeline._encode_text.lower(here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
-        "control image": (lambda: pipeline._encode_control.lower(here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
-        "modulations": (lambda: pipeline._modulation.lower(here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
-        "decoding": (lambda: pipeline._decode.lower(here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
+        "loop": (lambda: programs.steps.lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
+        "text": (lambda: programs.encode_text.lower(here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
+        "control image": (lambda: programs.encode_control.lower(here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
+        "modulations": (lambda: programs.modulation.lower(here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
+        "decoding": (lambda: programs.decode.lower(here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
     }
 
 
@@ -115,7 +115,7 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
     mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)
     have = models(args, sizes, mesh)
-    asked = programs(args, have, mesh)
+    asked = lowerings(args, have, mesh)
     compiled = {}
     with jax.set_mesh(mesh):
         for name in asked if args.everything else ("loop",):
@@ -139,7 +139,7 @@ def plan(args: SampleArgs) -> dict[str, Any]:
 
 def _come_over(name: str, model: nnx.Module) -> nnx.Module:
     """The model as its program gets it: what is parked is on the chip, but for what the program fetches block by block."""
-    stays = pipeline.STREAMED.get(name, pipeline.PARKED_PARAMETERS)
+    stays = parking.STREAMED.get(name, parking.PARKED_PARAMETERS)
     place = lambda path, a: a if stays.fullmatch(path) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding.with_memory_kind("device"))  # noqa: E731
     return with_params(model, {path: place(path, a) for path, a in params_of(model).items()})
 
