@@ -528,7 +528,7 @@ def test_programs_are_kept(own_cache, tmp_path):
         for folder, given in ((tmp_path / "mine", ("--compilation-cache", tmp_path / "mine")), (own_cache / "infu_jax" / "programs", ())):
             ran = command(sample, *options, *given)
             assert ran.code == 0, ran
-            assert any(path.name.startswith("jit__steps") for path in folder.iterdir()), sorted(folder.iterdir())
+            assert any(path.name.startswith("jit_steps") for path in folder.iterdir()), sorted(folder.iterdir())
             compilation_cache.reset_cache()
             jax.clear_caches()
     finally:
