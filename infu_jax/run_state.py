@@ -87,7 +87,7 @@ class Checkpoints:
         return CheckpointError(f"a checkpoint could not be written to {self.folder} ({' '.join(str(error).split())[-200:]}); {last}")
 
     def _remove_rests(self) -> None:
-        """What was written of a checkpoint that failed, and may fill the disk. Not at once: Orbax's other threads still write to it then."""
+        """What was written of a checkpoint that failed, and may fill the disk. Orbax's other threads may write on: the next call gets that."""
         if jax.process_count() == 1:
             for rest in self.folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(rest, ignore_errors=True)
@@ -150,6 +150,7 @@ class Checkpoints:
             warnings.warn(str(e), stacklevel=2)
         finally:
             self._manager.close()
+            self._remove_rests()
 
 
 def _first_of_all(problem: str | None) -> str | None:
