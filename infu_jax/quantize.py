@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.experimental.layout import Format
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax import checkpoint, run_state
 from infu_jax.checkpoint import HostParam, param_shapes, params_of, with_params
 from infu_jax.models.layers import Linear
-from infu_jax.sharding import RULES, param_shardings
+from infu_jax.sharding import RULES, on_chip, param_shardings
 
 MODELS = ("flux", "infusenet", "t5")  # which can be kept so
 LARGEST = 127
@@ -44,8 +45,8 @@ def quantized(module: nnx.Module) -> nnx.Module:
     return module
 
 
-def targets(model: str, module: nnx.Module, mesh: Mesh | AbstractMesh, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of each parameter of `quantized(module)`; what is not quantized is in `dtype`.
+def targets(model: str, module: nnx.Module, mesh: Mesh, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype, sharding and layout of each parameter of `quantized(module)`; what is not quantized is in `dtype`.
 
     A scale is split as the output axes of its kernel are.
     """
@@ -55,7 +56,7 @@ def targets(model: str, module: nnx.Module, mesh: Mesh | AbstractMesh, dtype: An
         if path.endswith(_SCALE):
             spec = shardings[_kernel_of(path)].spec
             return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, P(*(axis if n > 1 else None for n, axis in zip(s.shape, spec)))))
-        return jax.ShapeDtypeStruct(s.shape, dtype if jnp.issubdtype(s.dtype, jnp.floating) else s.dtype, sharding=shardings[path])
+        return jax.ShapeDtypeStruct(s.shape, dtype if jnp.issubdtype(s.dtype, jnp.floating) else s.dtype, sharding=on_chip(path, shardings[path]))
 
     return {path: target(path, s) for path, s in param_shapes(quantized(module)).items()}
 
@@ -101,13 +102,15 @@ def replace(module: nnx.Module, params: Mapping[str, HostParam]) -> tuple[nnx.Mo
 
 
 def _place(path: str, param: HostParam, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """One parameter on its devices, with its scale if it has one. `wanted` are shapes, dtypes and shardings: arrays will do."""
+    """One parameter on its devices, with its scale if it has one. `wanted` are shapes, dtypes, shardings and layouts: arrays will do."""
     target, scale_path = wanted[path], path.removesuffix(_KERNEL) + _SCALE
     if target.dtype != jnp.int8:
-        return {path: _array(target.shape, target.sharding, lambda index: param[index].astype(target.dtype))}
+        made = _array(target.shape, target.sharding, lambda index: param[index].astype(target.dtype))
+        return {path: jax.device_put(made, target.format)}
     scale = wanted[scale_path]
-    write = _writer(target.sharding, scale.sharding, tuple(a for a in range(1, len(scale.shape)) if scale.shape[a] != target.shape[a]))
-    held = jnp.zeros(target.shape, target.dtype, device=target.sharding), jnp.zeros(scale.shape, scale.dtype, device=scale.sharding)
+    write = _writer(target.format, scale.sharding, tuple(a for a in range(1, len(scale.shape)) if scale.shape[a] != target.shape[a]))
+    zeros = lambda: (jnp.zeros(target.shape, target.dtype), jnp.zeros(scale.shape, scale.dtype))  # noqa: E731
+    held = jax.jit(zeros, out_shardings=(target.format, scale.sharding))()
     for i in range(target.shape[0]):
         held = write(*held, _array((1, *target.shape[1:]), target.sharding, lambda index, i=i: param[slice(i, i + 1), *index[1:]]), i)
         held[0].block_until_ready()  # so that only one layer's copy is alive
@@ -127,7 +130,7 @@ def _array(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callab
 
 
 @functools.cache
-def _writer(kernel: NamedSharding, scale: NamedSharding, inputs: tuple[int, ...]):
+def _writer(kernel: Format, scale: NamedSharding, inputs: tuple[int, ...]):
     """The program that rounds one layer and puts it into the stacks of kernels and scales."""
 
     def write(kernels: jax.Array, scales: jax.Array, layer: jax.Array, i: jax.Array):

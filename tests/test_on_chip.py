@@ -7,7 +7,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, lora, sharding
+from infu_jax import checkpoint, lora, quantize, sharding
 from infu_jax.checkpoint import load_model, params_of, save_model
 
 QKV = ("double_blocks.img.qkv.kernel", "double_blocks.txt.qkv.kernel", "single_blocks.qkv.kernel")
@@ -18,6 +18,7 @@ def other_order(monkeypatch):
     """As on a TPU, on the devices that there are."""
     reordered = lambda path, s: Format(Layout((0, 2, 3, 1, 4)), s) if path in QKV and s.memory_kind == "device" else s  # noqa: E731
     monkeypatch.setattr(checkpoint, "on_chip", reordered)
+    monkeypatch.setattr(quantize, "on_chip", reordered)
 
 
 def order(x):
@@ -41,6 +42,20 @@ def test_loading(tiny, other_order, tmp_path):
             assert order(x) == ((0, 2, 3, 1, 4) if path in QKV else tuple(range(x.ndim))), path
             np.testing.assert_array_equal(x, params_of(plain)[path])
     assert all(order(usual[path]) == (0, 2, 3, 1, 4) for path in QKV)
+
+
+def test_rounding(tiny, other_order, monkeypatch):
+    """The same integers, and LoRAs rounded into them lie as those did."""
+    mesh, module = sharding.make_mesh(1, 2, 2, devices=jax.devices()[:4]), checkpoint.check(checkpoint.open_model(tiny[0], "flux"))
+    params = quantize.open_params(tiny[0], "flux")
+    made = quantize.load("flux", module, params, mesh, np.float32)
+    again, former = quantize.replace(made, {path: params[path] for path in QKV})
+    monkeypatch.undo()
+    plain = params_of(quantize.load("flux", module, params, mesh, np.float32))
+    for model in (made, again, lora.restore(again, former)):
+        for path, x in params_of(model).items():
+            assert order(x) == ((0, 2, 3, 1, 4) if path in QKV else tuple(range(x.ndim))), path
+            np.testing.assert_array_equal(x, plain[path])
 
 
 def test_loras_keep_the_order(tiny, other_order):

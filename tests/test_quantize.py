@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
 
 import sample
 from infu_jax import checkpoint, lora, pictures, quantize
@@ -17,7 +16,7 @@ from infu_jax.latents import position_ids
 from infu_jax.models import layers
 from infu_jax.models.flux import rope
 from infu_jax.pipeline import InfUPipeline
-from infu_jax.sharding import AXES, make_mesh
+from infu_jax.sharding import make_mesh
 from tests.conftest import assert_close, unit_vector
 from tests.test_sample_cli import SMALL, command, one_device, only  # noqa: F401  (one_device is a fixture)
 
@@ -71,7 +70,7 @@ def test_rounding():
 @pytest.mark.parametrize(("name", "cfg", "most"), [("flux", FluxConfig(), 0.51), ("infusenet", InfuseNetConfig(), 0.54), ("t5", T5Config(), 0.52)])
 def test_what_is_rounded(name, cfg, most):
     """Every kernel of the stacked blocks, at the released sizes, and nothing else; split over a mesh as its kernel's outputs are."""
-    module, mesh = abstract(name, cfg), AbstractMesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    module, mesh = abstract(name, cfg), make_mesh(2, 2, 2)
     before, after = param_shapes(module), quantize.targets(name, module, mesh, jnp.bfloat16)
     kernels = {path for path in before if path.split(".")[0].endswith("blocks") and path.endswith("kernel")}
     assert len(kernels) == {"flux": 15, "infusenet": 15, "t5": 4}[name]

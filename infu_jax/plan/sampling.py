@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax import flops, flow, parking, pipeline, programs, sampler
-from infu_jax.checkpoint import abstract, open_model, param_shapes, params_of, with_params
+from infu_jax.checkpoint import open_model, params_of, with_params
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
 from infu_jax.models.flux import MODULATION
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs
-from infu_jax.sharding import RULES, batch_axes, batch_sharding, make_mesh, on_chip, param_shardings
+from infu_jax.plan.weights import placed
+from infu_jax.sharding import batch_axes, batch_sharding, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,10 @@ def model_sizes(args: SampleArgs) -> dict[str, Any]:
 def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
     made = {}
     for name, cfg in sizes.items():
-        module = abstract(name, cfg)
-        shapes = param_shapes(module)
-        shardings = param_shardings(mesh, RULES[name], {path: v.shape for path, v in shapes.items()})
         parked = lambda path, name=name: args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
-        place = lambda path, s, parked=parked: s.with_memory_kind("pinned_host") if parked(path) else on_chip(path, s)  # noqa: E731
-        dtype = lambda v, name=name: args.dtype if name != "arcface" and jnp.issubdtype(v.dtype, jnp.floating) else v.dtype  # noqa: E731
-        made[name] = with_params(module, {path: jax.ShapeDtypeStruct(v.shape, dtype(v), sharding=place(path, shardings[path])) for path, v in shapes.items()})
+        host = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding.with_memory_kind("pinned_host"))  # noqa: E731
+        module = placed(name, cfg, mesh, args.dtype, args.weights)
+        made[name] = with_params(module, {path: host(a) if parked(path) else a for path, a in params_of(module).items()})
     loop = {name: parking.without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
     return Models(made, loop)
 

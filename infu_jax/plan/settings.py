@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infu_jax.config import MeshConfig, SamplingConfig
+from infu_jax.config import MeshConfig, SamplingConfig, Weights
 from infu_jax.errors import InputError
 from infu_jax.train_config import TrainConfig
 
@@ -53,6 +53,8 @@ class SampleArgs:
     """How devices share the work; left alone, as the arithmetic prefers."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and computation."""
+    weights: Weights = "auto"
+    """int8: as sample.py's, the blocks of both transformers and of T5 in eight bits."""
     offload: bool = False
     """As sample.py's: what runs once per picture waits in host memory."""
     tables: bool = True

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infu_jax import flops, flow, initial, quantize, training
-from infu_jax.checkpoint import abstract, open_model, param_shapes, with_params
+from infu_jax import flops, flow, initial, training
+from infu_jax.checkpoint import abstract, open_model
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, T5Config
 from infu_jax.errors import InputError
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.chips import held
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import TrainArgs
-from infu_jax.sharding import RULES, batch_axes, batch_sharding, make_mesh, on_chip, param_shardings
+from infu_jax.sharding import batch_axes, batch_sharding, make_mesh
 from infu_jax.train_config import TrainConfig
 
 
@@ -48,17 +48,7 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
     if args.batch_size % parts:
         raise InputError(f"batch_size {args.batch_size} does not divide over {parts} devices and parts; try --batch-size {parts}")
     trained = {name: abstract(name, sizes[name]) for name in training.TRAINED[args.trainable]}
-
-    def weights(name):
-        module = abstract(name, sizes[name])
-        if name == "flux" and args.models.base_weights == "int8":
-            return with_params(quantize.quantized(module), quantize.targets(name, module, mesh, jnp.bfloat16))
-        shapes = param_shapes(module)
-        shardings = param_shardings(mesh, RULES[name], {k: v.shape for k, v in shapes.items()})
-        dtype = jnp.float32 if name == "arcface" else jnp.bfloat16
-        kept = lambda v: dtype if jnp.issubdtype(v.dtype, jnp.floating) else v.dtype  # noqa: E731
-        return with_params(module, {k: jax.ShapeDtypeStruct(v.shape, kept(v), sharding=on_chip(k, shardings[k])) for k, v in shapes.items()})
-
+    weights = lambda name: placed(name, sizes[name], mesh, jnp.bfloat16, args.models.base_weights if name == "flux" else "auto")  # noqa: E731
     features = set() if args.data.features == "auto" else set(args.data.features)
     frozen = {name: weights(name) for name in sorted(initial.frozen_names(args, features)) if name != "arcface" or "arcface" not in features}
     state = training.abstract_state(args, trained, mesh)
