@@ -68,10 +68,10 @@ class Filters:
 
     def __post_init__(self):
         for name in ("min_side", "max_aspect"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:  # which NaN is not either
                 raise InputError(f"filters.{name} is {getattr(self, name)}; 1 or more is needed")
         for name in ("min_face", "min_sharpness"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"filters.{name} is {getattr(self, name)}; 0 or more is needed")
         for name in ("min_face_share", "min_score", "other_face"):
             if not 0 <= getattr(self, name) <= 1:

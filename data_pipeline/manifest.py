@@ -140,7 +140,7 @@ def fingerprint(source: Source) -> tuple[str, int]:
     if source.kind == "folder":
         for row in raw_rows(source):
             path = source.root / str(row.given)
-            for file in (path, path.with_suffix(".txt")):
+            for file in (path, _caption_file(path)):
                 stat = os.lstat(file) if os.path.lexists(file) else None
                 digest.update(os.fsencode(file.relative_to(source.root)) + f"\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
             rows += 1
@@ -151,6 +151,12 @@ def fingerprint(source: Source) -> tuple[str, int]:
     if not rows:
         raise InputError(f"{source.path} has no pictures in it" if source.kind == "folder" else f"{source.path} has no rows")
     return digest.hexdigest(), rows
+
+
+def _caption_file(picture: Path) -> Path:
+    """Where a picture's caption is, if it has one."""
+    lower, upper = picture.with_suffix(".txt"), picture.with_suffix(".TXT")
+    return upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
 
 
 # What a row means -----------------------------------------------------------------------------------
@@ -202,9 +208,9 @@ def _parse_picture(source: Source, name: str) -> Row:
     if not rest:
         raise Rejected("bad_row", f"{shown} lies in no person's folder")
     person, image = _id(person, "person"), inside(source.root, name)
-    captions, beside = (), Path(name).with_suffix(".txt")
-    if os.path.lexists(source.root / beside):
-        path = inside(source.root, str(beside))
+    captions, beside = (), _caption_file(source.root / name)
+    if os.path.lexists(beside):
+        path = inside(source.root, str(beside.relative_to(source.root)))
         if path.stat().st_size > 4 * MAX_CAPTION:
             raise Rejected("bad_row", f"the caption {beside.name} has {path.stat().st_size} bytes; expected a sentence or two")
         try:

@@ -18,6 +18,7 @@ from infu_jax.plan import budget, chips, report
 from infu_jax.plan.chips import held
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import TrainArgs
+from infu_jax.plan.weights import placed
 from infu_jax.sharding import batch_axes, batch_sharding, make_mesh
 from infu_jax.train_config import TrainConfig
 

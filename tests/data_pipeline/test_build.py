@@ -508,10 +508,13 @@ def test_folders_with_other_things(tmp_path):
     (source / "linked").symlink_to(tmp_path)
     save(source / "person0" / "long.jpg", portrait(1, 2))
     (source / "person0" / "long.txt").write_text("x" * 90_000)
+    (source / "person0" / "1.txt").unlink(missing_ok=True)
+    (source / "person0" / "1.TXT").write_text("from another system")
     os.rename(source / "person0" / "0.jpg", os.fsencode(source / "person0") + b"/\xff.jpg")  # no UTF-8
     build(Args(source, tmp_path / "out", workers=1))
     found = all_records(tmp_path / "out", ("train",))
     assert [record.provenance["path"] for record in found] == ["person0/1.png", "person0/\\xff.jpg"]
+    assert found[0].captions == (Caption("from another system", "text"),)
     assert Counter(line["reason"] for line in rejected(tmp_path / "out")) == {"bad_row": 3, "not_a_picture": 1}
 
 
@@ -537,7 +540,10 @@ def test_settings_that_cannot_be():
             Args(Path("a"), Path("b"), **settings)
     most = Args(Path("a"), Path("b"), max_side=7000, max_megapixels=178.0)
     assert most.max_side**2 <= MAX_PIXELS and most.max_megapixels * 1e6 <= 2 * Image.MAX_IMAGE_PIXELS, "what is stored can be read, and Pillow opens it"
-    for settings in ({"min_side": 0}, {"max_aspect": 0.5}, {"min_face": -1}, {"min_score": 2.0}, {"duplicate_distance": 20}):
+    nan = float("nan")
+    for settings in (
+        {"min_side": 0}, {"max_aspect": 0.5}, {"max_aspect": nan}, {"min_sharpness": nan}, {"min_face": -1}, {"min_score": 2.0}, {"duplicate_distance": 20},
+    ):  # fmt: skip
         with pytest.raises(InputError, match=f"filters.{next(iter(settings))}"):
             Filters(**settings)
 
