@@ -1,13 +1,16 @@
-"""AdamW with the paper's numbers: the learning rate over time, clipping, and how the moments are kept.
+"""AdamW with the paper's numbers: the learning rate over time, clipping, and how the moments are kept. Or Muon, for models from nothing.
 
-Source: paper section 4.1 (beta, weight decay, learning rates); optax.
+Source: paper section 4.1 (beta, weight decay, learning rates); optax; Jordan 2024 and arXiv 2502.16982 (Muon).
 """
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Key
 
 from infu_jax.train_config import OptimizerConfig
@@ -27,13 +30,48 @@ def learning_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam's moments, decoupled weight decay, learning rate: AdamW."""
+    """Clipping by global norm, Adam's moments, decoupled weight decay, learning rate: AdamW; or clipping and Muon."""
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm is not None else optax.identity()
+    if cfg.kind == "muon":
+        return optax.chain(clip, muon(cfg, steps))
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm is not None else optax.identity(),
+        clip,
         keep_moments_in(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), jnp.dtype(cfg.moment_dtype)),
         optax.add_decayed_weights(cfg.weight_decay),
         optax.scale_by_learning_rate(learning_rate(cfg, steps)),
     )
+
+
+# How the kernels of stacked blocks multiply: the axes of their inputs and outputs. Layers, and queries, keys and values, or shift, scale and
+# gate, are matrices of their own.
+_MATRICES = (
+    (re.compile(r".*blocks\..*(attn_out|attn\.proj)\.kernel"), (1, 2), (3,)),
+    (re.compile(r".*blocks\..*(qkv|attn\.kv)\.kernel"), (1,), (3, 4)),
+    (re.compile(r".*blocks\..*mod\.kernel"), (1,), (3,)),
+    (re.compile(r".*blocks\..*attn\.q\.kernel"), (1,), (2, 3)),
+    (re.compile(r".*blocks\..*mlp_(in|out)\.kernel"), (1,), (2,)),
+)
+
+
+def matrices(params):
+    """For each parameter the axes of inputs and outputs by which Muon takes it; None where AdamW has it: all but the blocks' kernels."""
+
+    def axes(path, _):
+        found = [(inputs, outputs) for pattern, inputs, outputs in _MATRICES if pattern.fullmatch(path[-1].key)]
+        return optax.contrib.MuonDimensionNumbers(*found[0]) if found else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def muon(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Momentum whose matrices are made orthogonal; updates are as large as AdamW's (RMS 0.2), so its learning rates will do.
+
+    Where kernels are sharded, each device makes whole matrices orthogonal, for which they are gathered.
+    """
+    return optax.contrib.muon(
+        learning_rate(cfg, steps), beta=cfg.muon_beta, weight_decay=cfg.weight_decay, adam_b1=cfg.b1, adam_b2=cfg.b2, adam_weight_decay=cfg.weight_decay,
+        eps=cfg.eps, muon_weight_dimension_numbers=matrices, consistent_rms=0.2,
+    )  # fmt: skip
 
 
 def keep_moments_in(adam: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:

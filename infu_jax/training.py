@@ -154,10 +154,11 @@ def abstract_state(cfg: TrainConfig, trained: Models, mesh: Mesh) -> TrainState:
     tx = make_optimizer(cfg.optimizer, cfg.steps)
     opt_state = optax.tree_map_params(
         tx,
-        lambda moment, p: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=p.sharding),
+        lambda moment, p: moment if isinstance(moment, optax.MaskedNode) else jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=p.sharding),
         jax.eval_shape(tx.init, params),
         params,
         transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # what another part of the optimizer has
     )
     ema = params if cfg.optimizer.ema_decay is not None else None
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state, ema)

@@ -53,7 +53,7 @@ FULL = Sizes(
     },
     recogniser=Fit(steps=4000, batch_size=64, learning_rate=2e-3),
     judge=Fit(steps=4000, batch_size=64, learning_rate=2e-3, seed=1),
-    autoencoder=Fit(steps=2400, batch_size=16, learning_rate=2e-3, warmup_steps=300),
+    autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
     base_steps=6000,

@@ -88,7 +88,8 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
     return {
         "frozen weights": sum(weights(name, sizes, mesh, size(name)) for name in frozen),
         "trained weights": trained,
-        "moments": 2 * trained * (0.5 if args.optimizer.moment_dtype == "bfloat16" else 1),
+        # Of Muon's, only what is no block's kernel has two: a few per cent, which are left out here.
+        "moments": trained * (1 if args.optimizer.kind == "muon" else 2) * (0.5 if args.optimizer.moment_dtype == "bfloat16" else 1),
         "average": trained if args.optimizer.ema_decay is not None else 0.0,
         "gradients": trained,
         "activations": kept + _activations(cfg, tokens, 2, BACKWARD_WIDTHS, mesh),

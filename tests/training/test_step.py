@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infu_jax import checkpoint, flow, initial, latents, sampler, training
+from infu_jax import checkpoint, flow, initial, latents, optimizer, sampler, training
 from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
 from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
+from infu_jax.errors import InputError
 from infu_jax.sharding import RULES, batch_part, batch_sharding, make_mesh, param_shardings
 from infu_jax.train_config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from tests.conftest import ROOT
@@ -50,8 +51,8 @@ def batch(mesh, size=8, tokens=6, side=8):
 
 
 def config(**changes):
-    optimizer = OptimizerConfig(**{"learning_rate": 1e-3, "warmup_steps": 2, "eps": 1e-4, **changes.pop("optimizer", {})})
-    return TrainConfig(out=Path("unused"), batch_size=8, steps=100, optimizer=optimizer, **changes)
+    adamw = OptimizerConfig(**{"learning_rate": 1e-3, "warmup_steps": 2, "eps": 1e-4, **changes.pop("optimizer", {})})
+    return TrainConfig(out=Path("unused"), batch_size=8, steps=100, optimizer=adamw, **changes)
 
 
 def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
@@ -163,6 +164,34 @@ def test_moments_in_bfloat16(alone):
     rounded = np.asarray(round_stochastically(x, jax.random.key(0)), np.float32)
     assert set(rounded.tolist()) == {1.0, 1.0078125} and abs(rounded.mean() - 1.001) < 1e-4
     np.testing.assert_array_equal(round_stochastically(-x.astype(jnp.bfloat16).astype(jnp.float32), jax.random.key(1)), -x.astype(jnp.bfloat16))
+
+
+def test_muon():
+    """Blocks' kernels move by matrices of even singular values, as much as AdamW would move them; the same on a mesh; one moment for them, not two."""
+    changes = dict(optimizer={"kind": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0})
+    mesh, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)
+    _, state, _ = run(mesh, 1, **changes)
+    kernels = {(name, path) for name in state.params for path in state.params[name] if "blocks." in path and path.endswith("kernel")}
+    named = optimizer.matrices(state.params)
+    assert {(name, path) for name in named for path, axes in named[name].items() if axes is not None} == kernels and len(kernels) == 20
+    for name, path in kernels:
+        inputs, outputs = named[name][path]
+        moved = np.asarray(state.params[name][path]) - np.asarray(params_of(model(name, mesh))[path])
+        batch_axes = [n for n in range(moved.ndim) if n not in (*inputs, *outputs)]
+        size = math.prod(moved.shape[n] for n in inputs)
+        matrices = moved.transpose(*batch_axes, *inputs, *outputs).reshape(-1, size, math.prod(moved.shape[n] for n in outputs))
+        even = np.linalg.svd(matrices, compute_uv=False) / (1e-3 * 0.2 * math.sqrt(max(matrices.shape[1:])))
+        # Of gradients of eight pictures not every direction is there.
+        assert even.max() < 1.3 and (even.max(1) > 0.6).all(), (name, path)
+    count = lambda state: sum(x.size for x in jax.tree.leaves(state.opt_state))  # noqa: E731
+    assert count(state) < 1.3 * sum(x.size for x in jax.tree.leaves(state.params))
+    losses = [run(m, 4, **changes)[0] for m in (mesh, eight)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0][-1] < losses[0][0]
+    round_trip = training.from_items(training.to_items(state), state)
+    assert jax.tree.structure(round_trip) == jax.tree.structure(state)
+    with pytest.raises(InputError, match="muon keeps its moments in float32"):
+        OptimizerConfig(kind="muon", moment_dtype="bfloat16")
 
 
 def test_a_step_that_is_no_number_names_its_records():
