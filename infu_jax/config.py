@@ -13,7 +13,7 @@ from typing import Literal
 
 from infu_jax.errors import InputError
 
-Remat = Literal["block", "attention", "dots", "none"]  # what the backward pass keeps, see `models.layers.scan`
+Remat = Literal["offload", "block", "attention", "dots", "none"]  # what the backward pass keeps, see `models.layers.scan`
 Weights = Literal["auto", "int8"]  # how frozen weights are kept: in the dtype of the computation, or in eight bits, see `quantize`
 
 

@@ -239,7 +239,7 @@ class TrainConfig:
     """Of computation and frozen weights. auto: bfloat16 on TPU and GPU, float32 on CPU. Trained weights are always float32."""
     remat: Remat = "block"
     """What the backward pass finds in memory and need not compute again. block: the input of each block; attention: the attention's output too;
-    dots: outputs of all matrix products; none: everything."""
+    dots: outputs of all matrix products; none: everything. offload: the input of each block, which waits in host memory."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=-1))
     """How devices share the work."""
     models: ModelsConfig = field(default_factory=ModelsConfig)

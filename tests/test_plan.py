@@ -179,10 +179,10 @@ def test_flops():
     guided = dataclasses.replace(args, sampling=dataclasses.replace(args.sampling, true_cfg=2.0))
     assert budget.sampling_flops(guided, sizes, 1)["least"] == whole["least"] / 2 + base
     share = {}
-    for remat in ("block", "attention", "dots", "none"):
+    for remat in ("offload", "block", "attention", "dots", "none"):
         counted = budget.training_flops(TrainArgs(out=Path("unused"), remat=remat), sizes, 1)
         share[remat] = counted["executed"] / counted["least"]
-    assert share["block"] > share["attention"] > share["dots"] == share["none"] > 1
+    assert share["offload"] == share["block"] > share["attention"] > share["dots"] == share["none"] > 1
 
 
 def test_choices():

@@ -183,7 +183,7 @@ def test_gradients(tiny, rounded, inputs):
         assert_close(np.asarray(b), np.asarray(c), 1e-5)
 
 
-@pytest.mark.parametrize("remat", ["block", "attention", "dots", "none"])
+@pytest.mark.parametrize("remat", ["offload", "block", "attention", "dots", "none"])
 def test_no_copy_waits_for_the_backward_pass(rounded, inputs, remat, monkeypatch):
     """What the forward pass leaves for the backward pass has no kernel in another dtype than int8."""
     kernels = {x.shape for path, x in params_of(rounded.flux).items() if x.dtype == jnp.int8}

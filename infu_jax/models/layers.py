@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from infu_jax.config import Remat
 
@@ -120,8 +121,11 @@ def _all_but_weights(operation, *inputs, **_) -> bool:
     return not (operation is jax.lax.convert_element_type_p and inputs[0].dtype == jnp.int8)
 
 
-# What the backward pass keeps of a block besides its input; it computes the rest again.
+# What the backward pass keeps of a block besides its input, which `offload` has wait in host memory; it computes the rest again.
 _KEPT = {
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["input"], offload_src="device", offload_dst="pinned_host"
+    ),
     "block": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -141,6 +145,8 @@ def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: Remat = "
 
     def body(carry, layer):
         weights, x = layer
+        if remat == "offload":
+            carry = jax.tree.map(lambda x: checkpoint_name(x, "input"), carry)
         return step(nnx.merge(graph, jax.tree.map(_on_device, weights)), carry, x)
 
     return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat]), carry, (weights, xs))

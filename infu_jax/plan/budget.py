@@ -30,8 +30,8 @@ Parts = dict[str, float]
 
 # How many arrays of all tokens x hidden size a block holds at once while it computes, forward alone and with its backward pass.
 FORWARD_WIDTHS, BACKWARD_WIDTHS = 24, 44
-# What a block leaves for its backward pass besides its input, in the same unit, by `remat`.
-KEPT_WIDTHS = {"block": 0, "attention": 1, "dots": 10, "none": 22}
+# What a block leaves on the chip for its backward pass, in the same unit, by `remat`.
+KEPT_WIDTHS = {"offload": 0, "block": 1, "attention": 2, "dots": 11, "none": 23}
 # Full-resolution arrays of the first width that the VAE's decoder holds at once, in float32.
 DECODER_ARRAYS = 5
 # A part of a chip's memory is left free: the arithmetic is not that exact.
@@ -80,11 +80,11 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
     image = _image_tokens(args.height, args.width)
     tokens = pictures * (image + args.data.t5_length)
     block = 2 * cfg.hidden_size * tokens  # one array of all tokens in bfloat16
-    kept = block * (cfg.depth + cfg.depth_single_blocks) * (1 + KEPT_WIDTHS[args.remat])
+    kept = block * (cfg.depth + cfg.depth_single_blocks) * KEPT_WIDTHS[args.remat]
     if args.trainable == "infusenet":
         n = sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks
         # Its own tokens, its residuals and their gradients.
-        kept += n * 2 * cfg.hidden_size * pictures * ((image + sizes["resampler"].num_queries) * (1 + KEPT_WIDTHS[args.remat]) + 2 * image)
+        kept += n * 2 * cfg.hidden_size * pictures * ((image + sizes["resampler"].num_queries) * KEPT_WIDTHS[args.remat] + 2 * image)
     return {
         "frozen weights": sum(weights(name, sizes, mesh, size(name)) for name in frozen),
         "trained weights": trained,
@@ -122,7 +122,7 @@ def training_flops(args: TrainArgs, sizes: Sizes, batch: int) -> Parts:
     towers = [(sizes["flux"], text)] + ([(infusenet, ids)] if infusenet else [])
     linear = sum(flops.linear_flops(cfg, image, tokens) for cfg, tokens in towers)
     attention = sum(flops.attention_flops(cfg, image, tokens) for cfg, tokens in towers)
-    again = {"block": linear + attention, "attention": linear, "dots": 0.0, "none": 0.0}[args.remat] + 1.5 * attention
+    again = {"offload": linear + attention, "block": linear + attention, "attention": linear, "dots": 0.0, "none": 0.0}[args.remat] + 1.5 * attention
     least = flops.train_flops(sizes["flux"], infusenet, image, text, ids)
     return {"least": batch * least, "executed": batch * (least + again)}
 

@@ -177,7 +177,7 @@ def autograd(theirs):
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(), dict(remat="attention", accumulate=2), dict(remat="dots"), dict(remat="none"), dict(trainable="base")],
+    [dict(), dict(remat="offload"), dict(remat="attention", accumulate=2), dict(remat="dots"), dict(remat="none"), dict(trainable="base")],
     ids=lambda settings: "-".join(map(str, settings.values())) or "block",
 )
 def test_gradients(ours, autograd, settings):

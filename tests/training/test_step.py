@@ -12,6 +12,7 @@ from infu_jax import checkpoint, flow, initial, latents, optimizer, sampler, tra
 from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
 from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
 from infu_jax.errors import InputError
+from infu_jax.models.flux import rope
 from infu_jax.sharding import RULES, batch_part, batch_sharding, make_mesh, param_shardings
 from infu_jax.train_config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from tests.conftest import ROOT
@@ -164,6 +165,22 @@ def test_moments_in_bfloat16(alone):
     rounded = np.asarray(round_stochastically(x, jax.random.key(0)), np.float32)
     assert set(rounded.tolist()) == {1.0, 1.0078125} and abs(rounded.mean() - 1.001) < 1e-4
     np.testing.assert_array_equal(round_stochastically(-x.astype(jnp.bfloat16).astype(jnp.float32), jax.random.key(1)), -x.astype(jnp.bfloat16))
+
+
+def test_inputs_of_blocks_wait_in_host_memory(alone):
+    """With remat=offload nothing else is computed, and of the blocks nothing is left on the device for the backward pass but residuals."""
+    losses, _, _ = run(make_mesh(devices=jax.devices()[:1]), 3, remat="offload", optimizer={"ema_decay": 0.9})
+    np.testing.assert_allclose(losses, alone[0][:3], rtol=1e-6)
+    flux, x, pe = model("flux", make_mesh(devices=jax.devices()[:1])), jnp.zeros((2, 16, 64)), rope(latents.position_ids(6, 8, 8), FLUX)
+    other = jnp.ones((2, 6, 32)), pe, jnp.ones(2), jnp.ones((2, 16)), jnp.ones(2)
+
+    def kept(remat):
+        _, back = jax.vjp(lambda x: flux(x, *other, remat=remat), x)
+        found = [r for r in jax.tree.leaves(back) if r.ndim == 4 and r.shape[1::2] == (2, 128)]  # (layers, pictures, tokens, size)
+        return sorted((r.shape, r.sharding.memory_kind) for r in found)
+
+    names = lambda kind: sorted([((2, 2, 6, 128), kind), ((2, 2, 16, 128), kind), ((3, 2, 22, 128), kind)])  # noqa: E731
+    assert kept("block") == names("device") and kept("offload") == names("pinned_host")
 
 
 def test_muon():
