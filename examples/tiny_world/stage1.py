@@ -10,7 +10,7 @@ import dataclasses
 
 from examples.tiny_world import base
 from infu_jax.config import ResamplerConfig
-from infu_jax.train_config import TrainConfig
+from infu_jax.train_config import OptimizerConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -31,5 +31,7 @@ def get_config() -> TrainConfig:
         batch_size=32,
         models=models,
         data=dataclasses.replace(recipe.data, paths=(str(base.WORLD / "data/real"),)),
+        # The paper's optimizer: InfuseNet starts from the base's blocks, not from nothing.
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999),
         checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=250),
     )
