@@ -169,8 +169,8 @@ def test_moments_in_bfloat16(alone):
 
 def test_inputs_of_blocks_wait_in_host_memory(alone):
     """With remat=offload nothing else is computed, and of the blocks nothing is left on the device for the backward pass but residuals."""
-    losses, _, _ = run(make_mesh(devices=jax.devices()[:1]), 3, remat="offload", optimizer={"ema_decay": 0.9})
-    np.testing.assert_allclose(losses, alone[0][:3], rtol=1e-6)
+    losses, _, _ = run(make_mesh(2, 2, 2), 3, remat="offload", optimizer={"ema_decay": 0.9})
+    np.testing.assert_allclose(losses, alone[0][:3], rtol=1e-5)
     flux, x, pe = model("flux", make_mesh(devices=jax.devices()[:1])), jnp.zeros((2, 16, 64)), rope(latents.position_ids(6, 8, 8), FLUX)
     other = jnp.ones((2, 6, 32)), pe, jnp.ones(2), jnp.ones((2, 16)), jnp.ones(2)
 
