@@ -149,7 +149,8 @@ def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: Remat = "
             carry = jax.tree.map(lambda x: checkpoint_name(x, "input"), carry)
         return step(nnx.merge(graph, jax.tree.map(_on_device, weights)), carry, x)
 
-    return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat]), carry, (weights, xs))
+    # A loop cannot undo the rematerialisation anyway, and without barriers against that the compiler need not copy a layer's weights.
+    return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat], prevent_cse=False), carry, (weights, xs))
 
 
 def _on_device(w: jax.Array) -> jax.Array:
