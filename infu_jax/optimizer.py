@@ -66,7 +66,7 @@ def matrices(params):
 def muon(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Momentum whose matrices are made orthogonal; updates are as large as AdamW's (RMS 0.2), so its learning rates will do.
 
-    Where kernels are sharded, each device makes whole matrices orthogonal, for which they are gathered.
+    How the products of sharded kernels with themselves are shared among devices is left to the compiler.
     """
     return optax.contrib.muon(
         learning_rate(cfg, steps), beta=cfg.muon_beta, weight_decay=cfg.weight_decay, adam_b1=cfg.b1, adam_b2=cfg.b2, adam_weight_decay=cfg.weight_decay,
