@@ -233,15 +233,16 @@ class InfUPipeline:
         changes = [lora.read(hub.local(path, ["lora"]), scale, shapes) for path, scale in loras]
         for name in lora.MODELS:
             model, added = getattr(self, name), lora.together(changes, name)
-            if not added and name not in self.former:
+            if not added and not self.former.get(name):
                 continue
             if name in self.stored:  # rounded on the device
                 model = lora.restore(parking.on_device(model) if self.offload else model, self.former.get(name, {}))
-                model, self.former[name] = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
+                model, former = quantize.replace(model, lora.merge_stored({path: self.stored[name][path] for path in added}, added))
                 model = parking.parked(name, model) if self.offload else model
             else:
-                model, self.former[name] = lora.merge(lora.restore(model, self.former.get(name, {})), added, keep=True)
+                model, former = lora.merge(lora.restore(model, self.former.get(name, {})), added, keep=True)
             setattr(self, name, model)
+            self.former = {**self.former, name: former}  # a new one: copies of this pipeline have models of their own
             self.recent.clear()
 
     @property

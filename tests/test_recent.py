@@ -8,6 +8,7 @@ import pytest
 
 from infu_jax import face, programs
 from infu_jax.assets import ASSETS
+from infu_jax.checkpoint import params_of
 from infu_jax.pipeline import InfUPipeline
 from infu_jax.recent import Recent, digest
 from tests.conftest import assert_close, unit_vector
@@ -90,10 +91,15 @@ def test_other_weights_encode_anew(counted, paint):
     pipeline.set_loras([])
     paint(pipeline)
     assert counts["encode_text"] == 1  # nothing was changed
-    pipeline.former["t5"] = {}
-    pipeline.set_loras([])
-    paint(pipeline)
-    assert counts["encode_text"] == 2
+    path, weight = next(iter(params_of(pipeline.t5).items()))
+    changed = dataclasses.replace(pipeline, former={"t5": {path: weight}})  # as a LoRA leaves it
+    paint(changed)
+    changed.set_loras([])
+    paint(changed)
+    assert counts["encode_text"] == 3 and "t5" not in pipeline.former
+    changed.set_loras([])
+    paint(changed)
+    assert counts["encode_text"] == 3  # there was nothing left to take off
     assert dataclasses.replace(pipeline).recent.nbytes == 0 < pipeline.recent.nbytes
 
 
