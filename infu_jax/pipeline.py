@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, face, flow, hub, latents, lora, parking, programs, quantize, sampler
+from infu_jax import checkpoint, checks, face, flow, hub, latents, lora, parking, programs, quantize, sampler
 from infu_jax.checkpoint import HostParam
 from infu_jax.config import SamplingConfig, Weights
 from infu_jax.errors import InputError
@@ -127,7 +127,7 @@ class InfUPipeline:
         # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name, ema=ema), mesh) for name, path in reversed(places.items())}
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
-        _check_fit(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
+        checks.check_models(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
         changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
         schedule = flow.read_schedule(base, shapes["flux"].cfg, transformer is not None)
         detector = detector or face.load_detector("yunet")
@@ -188,7 +188,7 @@ class InfUPipeline:
         settings = settings or SamplingConfig()
         prompts = [p for p in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(num_images)]
         seeds = [seeds + n for n in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
-        _check_call(prompts, seeds, num_images, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
+        checks.check_call(prompts, seeds, num_images, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
         batch = len(prompts)
         h, w = settings.height // self.autoencoder_downscale, settings.width // self.autoencoder_downscale
         shape = (batch, h, w, self.autoencoder.cfg.z_channels)
@@ -367,41 +367,3 @@ class InfUPipeline:
         """A model with its weights where its program wants them; where it is parked, a copy that goes when its user lets go of it."""
         model = getattr(self, name)
         return parking.on_device(model, but=parking.STREAMED.get(name)) if self.offload else model
-
-
-def _check_fit(flux, infusenet, resampler, t5, clip, autoencoder, arcface, t5_tokenizer: Tokenizer, clip_tokenizer: Tokenizer) -> None:
-    """Parts of different models must agree where they meet."""
-    pairs = [
-        ("the transformer's and InfuseNet's hidden size", flux.cfg.hidden_size, infusenet.cfg.hidden_size),
-        ("the transformer's text width and T5's width", flux.cfg.context_in_dim, t5.cfg.d_model),
-        ("the transformer's pooled width and CLIP's width", flux.cfg.vec_in_dim, clip.cfg.hidden_size),
-        ("InfuseNet's text width and the ID tokens' width", infusenet.cfg.context_in_dim, resampler.cfg.output_dim),
-        ("InfuseNet's pooled width and CLIP's width", infusenet.cfg.vec_in_dim, clip.cfg.hidden_size),
-        ("the resampler's input width and ArcFace's", resampler.cfg.embedding_dim, arcface.cfg.embedding_dim),
-        ("the transformer's channels and four times the VAE's", flux.cfg.in_channels, autoencoder.cfg.z_channels * latents.PATCH**2),
-        ("the transformer's and InfuseNet's channels", flux.cfg.in_channels, infusenet.cfg.in_channels),
-        ("CLIP's end-of-text id and its tokenizer's", clip.cfg.eos_token_id, int(clip_tokenizer.encode([""], 2)[0, 1])),
-    ]
-    for what, a, b in pairs:
-        if a != b:
-            raise InputError(f"{what} differ: {a} and {b}; these checkpoints do not belong together")
-    for what, ids, entries in (("T5", t5_tokenizer.vocab_size, t5.cfg.vocab_size), ("CLIP", clip_tokenizer.vocab_size, clip.cfg.vocab_size)):
-        if ids > entries:
-            raise InputError(f"{what}'s tokenizer has {ids} ids, its model {entries}; these files do not belong together")
-
-
-def _check_call(prompts, seeds, num_images: int, settings: SamplingConfig, id_image, id_embedding, control_image, keypoints, negative_prompt) -> None:
-    if num_images < 1:
-        raise InputError(f"num_images is {num_images}; at least 1 is needed")
-    if not prompts:
-        raise InputError("no prompt was given; at least one is needed")
-    if len(seeds) != len(prompts):
-        raise InputError(f"{len(seeds)} seeds for {len(prompts)} pictures; give one seed a picture, or a single number")
-    if bad := [s for s in seeds if not 0 <= s < 2**32]:
-        raise InputError(f"seeds {bad} are out of range; 0 <= seed < {2**32} is needed")
-    if (id_image is None) == (id_embedding is None):
-        raise InputError("give either id_image or id_embedding, one of the two")
-    if control_image is not None and keypoints is not None:
-        raise InputError("give control_image or keypoints, not both")
-    if settings.true_cfg > 1 and negative_prompt is None:
-        raise InputError(f"true_cfg is {settings.true_cfg} but there is no negative_prompt; give one (it may be empty) or set true_cfg to 1")

@@ -12,8 +12,7 @@ import pytest
 from flax import nnx
 from insightface.data import get_image
 
-from infu_jax import face, flow, latents, parking
-from infu_jax import pipeline as module
+from infu_jax import checks, face, flow, latents, parking
 from infu_jax.assets import ASSETS
 from infu_jax.checkpoint import params_of
 from infu_jax.config import SamplingConfig
@@ -292,7 +291,7 @@ def test_the_transformer_is_loaded_last_and_finds_the_others_parked(tiny):
 def test_parts_that_do_not_fit(pipeline):
     parts = ("flux", "infusenet", "resampler", "t5", "clip", "autoencoder", "arcface")
     fits = {name: getattr(pipeline, name) for name in parts} | {"t5_tokenizer": pipeline.t5_tokenizer, "clip_tokenizer": pipeline.clip_tokenizer}
-    module._check_fit(**fits)
+    checks.check_models(**fits)
     for part, field, value, message in (
         ("infusenet", "hidden_size", 128, "hidden size differ: 64 and 128"),
         ("t5", "d_model", 64, "T5's width differ: 32 and 64"),
@@ -310,7 +309,7 @@ def test_parts_that_do_not_fit(pipeline):
             cfg=dataclasses.replace(fits[part].cfg, **({"num_heads": 2, "axes_dim": (8, 28, 28)} if value == 128 else {}), **{field: value})
         )
         with pytest.raises(InputError, match=message):
-            module._check_fit(**{**fits, part: wrong})
+            checks.check_models(**{**fits, part: wrong})
 
 
 def test_the_schedule_comes_from_the_folder(tmp_path, pipeline):
