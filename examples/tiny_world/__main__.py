@@ -3,6 +3,7 @@
     python -m examples.tiny_world                          hours on two cores; the same command again goes on where it was
     python -m examples.tiny_world --size smoke --out runs/smoke        minutes: the whole chain, nothing learned
     python -m examples.tiny_world --until stage1           stop after a stage
+    python -m examples.tiny_world --given infu_jax/assets/tiny         InfuseNet alone, over the embedded base model
 
 Stages, in order: draw, recogniser, autoencoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
 docs/tiny_world.md has times and results.
@@ -24,6 +25,7 @@ from infu_jax.cli import check_writable, run
 Stage = Literal[
     "draw", "recogniser", "autoencoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
 ]  # fmt: skip
+GIVEN = ("recogniser", "autoencoder", "stack", "base")  # stages whose results --given holds
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Args:
     """The last stage to run."""
     only: Stage | None = None
     """Run this stage alone; what comes before it must be there."""
+    given: Path | None = None
+    """A finished stack, as the stage release writes it: its recogniser, autoencoder and base model are taken, and not trained."""
 
 
 def main() -> None:
@@ -47,10 +51,11 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     from examples.tiny_world import sizes, stages
 
-    world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size])
+    world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size], args.given)
     args.out.mkdir(parents=True, exist_ok=True)
     names = list(Stage.__args__)
-    for name in [args.only] if args.only else names[: names.index(args.until) + 1]:
+    names = [args.only] if args.only else names[: names.index(args.until) + 1]
+    for name in names if args.given is None else [name for name in names if name not in GIVEN]:
         print(f"--- {name}", flush=True)
         began = time.time()
         getattr(stages, name)(world)

@@ -26,8 +26,7 @@ def get_config() -> TrainConfig:
         data=DataConfig(paths=(str(WORLD / "data/web"),), resolution=128, bucket_step=16, max_aspect=1.0, t5_length=56, threads=2),
         # The guidance that sampling asks for by default; nothing is distilled here, so any one number would do.
         objective=ObjectiveConfig(guidance=3.5),
-        # No decay: the average over the last steps stands in for it, and the run can be made longer at any time.
-        optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, ema_decay=0.999),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, decay="linear", ema_decay=0.995),
         checkpoint=CheckpointConfig(every_steps=250, keep=2),
         validation=ValidationConfig(every_steps=500, batches=1, pictures=8, sampling_steps=20),
         log_every_steps=25,

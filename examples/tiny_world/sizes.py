@@ -51,8 +51,8 @@ FULL = Sizes(
         "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=4000, batch_size=64, learning_rate=2e-3),
-    judge=Fit(steps=4000, batch_size=64, learning_rate=2e-3, seed=1),
+    recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),
+    judge=Fit(steps=3000, batch_size=64, learning_rate=2e-3, seed=1),
     autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,

@@ -67,9 +67,8 @@ def begin(out: Path, autoencoder_run: Path, recogniser_run: Path, drawn: Path) -
 
 def finish(out: Path, begun: Path, base_run: Path, infuse_run: Path, told: Mapping[str, Any]) -> None:
     """The whole stack: the folders of `begun` with the trained transformer, InfuseNet and resampler in bfloat16, and provenance.json."""
-    shutil.copytree(begun, out)
+    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("transformer", "InfuseNetModel", "image_proj_model.bin"))
     base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
-    shutil.rmtree(base / "transformer")
     for place, run, name in (
         (base / "transformer", base_run, "flux"),
         (infu / "InfuseNetModel", infuse_run, "infusenet"),

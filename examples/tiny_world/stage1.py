@@ -32,6 +32,6 @@ def get_config() -> TrainConfig:
         models=models,
         data=dataclasses.replace(recipe.data, paths=(str(base.WORLD / "data/real"),)),
         # The paper's optimizer: InfuseNet starts from the base's blocks, not from nothing.
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="linear", ema_decay=0.995),
         checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=250),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.tiny_world.sizes import Sizes
+from infu_jax import runs
 
 ROOT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent
@@ -26,6 +27,7 @@ STAND_IN = (
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
 SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
+TRAINED = ("autoencoder", "recogniser", "base", "stage1", "stage2", "stage2_single")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class World:
 
     out: Path
     sizes: Sizes
+    given: Path | None = None  # a finished stack, whose recogniser, autoencoder and base model are taken
 
     def drawn(self, name: str) -> Path:
         return self.out / "drawn" / name
@@ -42,12 +45,27 @@ class World:
         return self.out / "data" / name
 
     @property
+    def stack(self) -> Path:
+        return self.given or self.out / "stack"
+
+    @property
     def base(self) -> Path:
-        return self.out / "stack" / "FLUX.1-tiny"
+        return self.stack / "FLUX.1-tiny"
+
+    @property
+    def transformer(self) -> Path:
+        return self.base / "transformer" if self.given else self.out / "base"
 
     @property
     def arcface(self) -> Path:
-        return self.out / "stack" / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
+        return self.stack / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
+
+    def steps(self) -> dict[str, int]:
+        """How far each model has been trained, the given ones as their provenance says."""
+        told = {} if self.given is None else json.loads((self.given / "provenance.json").read_text(encoding="utf-8"))["steps"]
+        taken = {name: told[name] for name in ("autoencoder", "recogniser", "base") if name in told}
+        there = [name for name in TRAINED if runs.is_run(self.out / name)]
+        return taken | {name: int(runs.newest(self.out / name).name) for name in there}
 
 
 def draw(world: World) -> None:
@@ -127,7 +145,7 @@ def synthesis(world: World) -> None:
         count = world.sizes.spms_photos * world.sizes.drawn["real"].pictures
         photos.write_text("".join(manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
     if not out.exists():
-        models = ("--base", world.base, "--transformer", world.out / "base", "--infu", world.out / "stage1", "--arcface", world.arcface)
+        models = ("--base", world.base, "--transformer", world.transformer, "--infu", world.out / "stage1", "--arcface", world.arcface)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
         how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, "--prompts-file", file)
         python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
@@ -149,16 +167,18 @@ def evaluation(world: World) -> None:
 
 
 def release(world: World) -> None:
-    """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny."""
+    """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny.
+
+    InfuseNet is that of stage 2, or of stage 1 where there is no stage 2 yet.
+    """
     from examples.tiny_world import stack
-    from infu_jax import runs
     from infu_jax.cli import appearing
 
     out = world.out / "release"
     if out.exists():
         return
     times = [json.loads(line) for line in (world.out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = {name: int(runs.newest(world.out / name).name) for name in ("autoencoder", "recogniser", "base", "stage1", "stage2")}
+    steps = world.steps()
     told = {
         "command": "python -m examples.tiny_world",
         "data": "drawn by data_pipeline.people, Apache-2.0; no photograph, no downloaded weights",
@@ -167,7 +187,7 @@ def release(world: World) -> None:
         "cores": times[-1]["cores"],
     }
     with appearing(out) as partial:
-        stack.finish(partial, world.out / "stack", world.out / "base", world.out / "stage2", told)
+        stack.finish(partial, world.stack, world.transformer, world.out / ("stage2" if "stage2" in steps else "stage1"), told)
 
 
 def _split(world: World) -> tuple:
@@ -185,7 +205,7 @@ def _train(world: World, recipe: str, steps: int, batch_size: int, *options, out
 
 
 def _frozen(world: World) -> tuple:
-    return ("--models.transformer", world.out / "base", "--models.arcface", world.arcface)
+    return ("--models.transformer", world.transformer, "--models.arcface", world.arcface)
 
 
 def python(*arguments) -> None:

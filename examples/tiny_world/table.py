@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data_pipeline import people
 from examples.tiny_world import classifier, prompts, strength
 from examples.tiny_world.stages import SHOTS, SIZE, World, python
-from infu_jax import checkpoint, face, runs
+from infu_jax import checkpoint, face
 from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
 from infu_jax.prompts import read_prompts
@@ -86,5 +86,5 @@ def judged(world: World, photos: Path, file: Path, asked: Sequence[prompts.Asked
     rows.append(comparing.summary(reference, comparing.Bootstrap()))
     accuracy = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["accuracy"]
     note = f"\nThe classifier itself is right for {accuracy:.1%} of the attributes of drawn pictures that it has not seen.\n"
-    steps = ", ".join(f"{name} {runs.newest(world.out / name).name} steps" for name in ("base", "stage1", "stage2", "stage2_single"))
+    steps = ", ".join(f"{name} {count} steps" for name, count in world.steps().items())
     return comparing.markdown(rows, comparing.known([*known, reference])) + note + f"\nTrained: {steps}.\n"

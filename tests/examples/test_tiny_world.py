@@ -1,6 +1,7 @@
 """The tiny world's chain at smoke size: every stage from nothing, by the command that users give."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -58,6 +59,19 @@ def test_the_same_command_again_does_nothing_new(world):
     }
     tiny_world(out, "--until", "stage1")
     assert files and files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_over_a_given_stack(world, tmp_path):
+    """InfuseNet alone, over the base of a release: the base is not trained again, and the new release has it bit by bit."""
+    out, _ = world
+    given, again = out / "release", tmp_path / "again"
+    shutil.copytree(out / "data" / "real", again / "data" / "real")
+    said = tiny_world(again, "--given", str(given), "--only", "stage1") + tiny_world(again, "--given", str(given), "--only", "release")
+    assert [line for line in said.splitlines() if line.startswith("--- ")] == ["--- stage1", "--- release"]
+    told = {place: json.loads((place / "provenance.json").read_text())["steps"] for place in (given, again / "release")}
+    assert told[again / "release"] == {name: told[given][name] for name in ("autoencoder", "recogniser", "base", "stage1")}
+    same = [path.relative_to(given) for path in given.glob("FLUX.1-tiny/**/*") if path.is_file()]
+    assert len(same) > 8 and all((given / path).read_bytes() == (again / "release" / path).read_bytes() for path in same)
 
 
 def test_nobody_is_in_two_folders():
