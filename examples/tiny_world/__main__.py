@@ -5,7 +5,7 @@
     python -m examples.tiny_world --until stage1           stop after a stage
     python -m examples.tiny_world --given infu_jax/assets/tiny         InfuseNet alone, over the embedded base model
 
-Stages, in order: draw, recogniser, autoencoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
+Stages, in order: draw, recogniser, autoencoder, decoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
 docs/tiny_world.md has times and results.
 """
 
@@ -23,9 +23,9 @@ import tyro
 from infu_jax.cli import check_writable, run
 
 Stage = Literal[
-    "draw", "recogniser", "autoencoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
+    "draw", "recogniser", "autoencoder", "decoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
 ]  # fmt: skip
-GIVEN = ("recogniser", "autoencoder", "stack", "base")  # stages whose results --given holds
+GIVEN = ("recogniser", "autoencoder", "decoder", "stack", "base")  # stages whose results --given holds
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 What counts is not only how well pictures come back but how easily a small base model learns to paint latents. So there are 8 channels, not 16, the
 prior weighs much, and latents of half the size shall decode to the picture at half the size, which keeps structure in them smooth and detail out
-(EQ-VAE, arXiv 2502.09509).
+(EQ-VAE, arXiv 2502.09509). That leaves the decoder soft, so it is then trained further alone, on the finished latents.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from flax import nnx
 
 from examples.tiny_world import faces
 from examples.tiny_world.fitting import Fit, fit
+from infu_jax import checkpoint
 from infu_jax.config import AutoencoderConfig
 from infu_jax.models.autoencoder import Autoencoder
 
@@ -27,6 +28,34 @@ HALF_WEIGHT = 0.5  # of the picture at half the size
 
 def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
     """Train on at most `most` pictures of each folder."""
+
+    def loss(modules, batch, key, progress):
+        model, x = modules["autoencoder"], batch["images"].astype(jnp.float32) / 127.5 - 1
+        mean, logvar = model.moments(x)
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error, at_half = difference(model.decoder(z), x), difference(model.decoder(half(z)), half(x))
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+        return error + HALF_WEIGHT * at_half + KL_WEIGHT * kl, {"error": error, "at_half": at_half, "kl": kl}
+
+    return _fit(out, lambda rngs: {"autoencoder": Autoencoder(cfg, rngs=rngs)}, loss, folders, held_out, how, most)
+
+
+def train_decoder(out: Path, trained: Path, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
+    """Train the decoder of the run `trained` further. The encoder stays as it is, to the bit, if there is no weight decay: its gradients are zero."""
+
+    begun = checkpoint.load_model(trained, "autoencoder")
+
+    def loss(modules, batch, key, progress):
+        model, x = modules["autoencoder"], batch["images"].astype(jnp.float32) / 127.5 - 1
+        mean, logvar = jax.lax.stop_gradient(model.moments(x))
+        error = difference(model.decoder(mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)), x)
+        return error, {}
+
+    make = lambda rngs: {"autoencoder": checkpoint.with_params(Autoencoder(begun.cfg, rngs=rngs), checkpoint.params_of(begun))}  # noqa: E731
+    return _fit(out, make, loss, folders, held_out, how, most)
+
+
+def _fit(out: Path, make, loss, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
     shown = [faces.read(folder, most) for folder in folders]
     images, middles = np.concatenate([each.images for each in shown]), np.concatenate([each.keypoints.mean(1) for each in shown])
     others = faces.read(held_out, 64).images
@@ -39,14 +68,6 @@ def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path
         corners = np.where(rng.random((how.batch_size, 1)) < 0.5, around.clip(0, room).astype(int), corners)
         return {"images": np.stack([images[r, y : y + CROP, x : x + CROP] for r, (x, y) in zip(rows, corners, strict=True)])}
 
-    def loss(modules, batch, key, progress):
-        model, x = modules["autoencoder"], batch["images"].astype(jnp.float32) / 127.5 - 1
-        mean, logvar = model.moments(x)
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        error, at_half = difference(model.decoder(z), x), difference(model.decoder(half(z)), half(x))
-        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-        return error + HALF_WEIGHT * at_half + KL_WEIGHT * kl, {"error": error, "at_half": at_half, "kl": kl}
-
     rebuild = nnx.jit(lambda model, x: model.decoder(model.moments(x)[0]))
 
     def look(modules):
@@ -56,7 +77,7 @@ def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path
         sheet = ((np.concatenate(rows) + 1) * 127.5).round().astype(np.uint8)
         return {"psnr": float(np.mean(-10 * np.log10(((x - made) ** 2).mean((1, 2, 3)) / 4)))}, sheet
 
-    return fit(out, lambda rngs: {"autoencoder": Autoencoder(cfg, rngs=rngs)}, loss, batch, how, look)
+    return fit(out, make, loss, batch, how, look)
 
 
 def difference(made, x):

@@ -23,6 +23,7 @@ class Sizes:
     recogniser: Fit
     judge: Fit
     autoencoder: Fit
+    decoder: Fit
     classifier: Fit
     autoencoder_pictures: int  # of each folder
     base_steps: int
@@ -51,9 +52,10 @@ FULL = Sizes(
         "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
-    recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),
-    judge=Fit(steps=3000, batch_size=64, learning_rate=2e-3, seed=1),
+    recogniser=Fit(steps=2000, batch_size=64, learning_rate=2e-3),
+    judge=Fit(steps=2000, batch_size=64, learning_rate=2e-3, seed=1),
     autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
+    decoder=Fit(steps=2000, batch_size=16, learning_rate=1e-3, weight_decay=0.0, seed=1),
     classifier=Fit(steps=2500, batch_size=64),
     autoencoder_pictures=6000,
     base_steps=6000,
@@ -79,6 +81,7 @@ SMOKE = Sizes(
     recogniser=Fit(steps=4, batch_size=8),
     judge=Fit(steps=4, batch_size=8, seed=1),
     autoencoder=Fit(steps=4, batch_size=4),
+    decoder=Fit(steps=4, batch_size=4, weight_decay=0.0),
     classifier=Fit(steps=4, batch_size=8),
     autoencoder_pictures=16,
     base_steps=4,

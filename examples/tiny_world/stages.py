@@ -27,7 +27,7 @@ STAND_IN = (
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
 SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
-TRAINED = ("autoencoder", "recogniser", "base", "stage1", "stage2", "stage2_single")
+TRAINED = ("autoencoder", "decoder", "recogniser", "base", "stage1", "stage2", "stage2_single")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class World:
     def steps(self) -> dict[str, int]:
         """How far each model has been trained, the given ones as their provenance says."""
         told = {} if self.given is None else json.loads((self.given / "provenance.json").read_text(encoding="utf-8"))["steps"]
-        taken = {name: told[name] for name in ("autoencoder", "recogniser", "base") if name in told}
+        taken = {name: told[name] for name in ("autoencoder", "decoder", "recogniser", "base") if name in told}
         there = [name for name in TRAINED if runs.is_run(self.out / name)]
         return taken | {name: int(runs.newest(self.out / name).name) for name in there}
 
@@ -93,8 +93,16 @@ def judge(world: World) -> None:
 def autoencoder(world: World) -> None:
     from examples.tiny_world import autoencoder, stack
 
-    folders = [world.drawn("web"), world.drawn("real")]
-    autoencoder.train(world.out / "autoencoder", stack.AUTOENCODER, folders, world.drawn("held_out"), world.sizes.autoencoder, world.sizes.autoencoder_pictures)
+    shown = ([world.drawn("web"), world.drawn("real")], world.drawn("held_out"))
+    autoencoder.train(world.out / "autoencoder", stack.AUTOENCODER, *shown, world.sizes.autoencoder, world.sizes.autoencoder_pictures)
+
+
+def decoder(world: World) -> None:
+    """The autoencoder's decoder, further: latents and what is trained on them stay valid."""
+    from examples.tiny_world import autoencoder
+
+    shown = ([world.drawn("web"), world.drawn("real")], world.drawn("held_out"))
+    autoencoder.train_decoder(world.out / "decoder", world.out / "autoencoder", *shown, world.sizes.decoder, world.sizes.autoencoder_pictures)
 
 
 def stack(world: World) -> None:
@@ -104,7 +112,7 @@ def stack(world: World) -> None:
 
     if not (world.out / "stack").exists():
         with appearing(world.out / "stack") as partial:
-            stack.begin(partial, world.out / "autoencoder", world.out / "recogniser", world.drawn("web"))
+            stack.begin(partial, world.out / "decoder", world.out / "recogniser", world.drawn("web"))
 
 
 def data(world: World) -> None:
