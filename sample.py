@@ -7,7 +7,8 @@ With the released weights on disk:
 
 Wherever weights are wanted, a Hugging Face id will do: black-forest-labs/FLUX.1-dev, ByteDance/InfiniteYou/infu_flux_v1.0/aes_stage2.
 
-Without --base and --infu the embedded tiny stack is used, which shows that everything works and takes seconds.
+Without --base and --infu the embedded tiny stack is used, which shows that everything works and takes seconds. Its pictures are of 128x128 pixels by
+default, those of --base as large as the release's; --help shows the defaults that go with what is given beside it.
 Several prompts and seeds make every combination, and a contact sheet of them.
 """
 
@@ -28,7 +29,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from infu_jax.assets import ASSETS
+from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
@@ -60,9 +61,9 @@ class Args:
     like: OptionalPath = None
     """A picture that this script made: take all settings from its metadata. Other options still override them."""
 
-    base: Path = ASSETS / "tiny" / "FLUX.1-tiny"
+    base: Path = TINY / "FLUX.1-tiny"
     """FLUX.1 folder in diffusers layout, or a folder that convert_weights.py to-jax made of it."""
-    infu: Path = ASSETS / "tiny" / "InfiniteYou-tiny"
+    infu: Path = TINY / "InfiniteYou-tiny"
     """InfiniteYou folder with InfuseNetModel and image_proj_model.bin, a converted one, or a training run (its newest checkpoint) or one of
     its checkpoints; --base, --transformer, --autoencoder and --arcface are then the run's own by default."""
     arcface: OptionalPath = None
@@ -177,11 +178,13 @@ def _defaults(argv: list[str]) -> Args:
         raise InputError(f"{twice[0]} is given {given[twice[0]]} times; give it once, with all its values after it")
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
+    scan.add_argument("--base", type=Path)
     scan.add_argument("--infu", type=Path)
     scanned = scan.parse_known_args(argv)[0]
     path = scanned.like
     if path is None:
-        return _of_run(Args(), scanned.infu)
+        args = _of_run(Args(), scanned.infu)
+        return args if (scanned.base or args.base) != Args.base else dataclasses.replace(args, sampling=TINY_SAMPLING)
     from infu_jax import pictures
 
     recipe = pictures.read_recipe(path)

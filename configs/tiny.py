@@ -9,11 +9,9 @@ Hardware: two CPU cores. The embedded models are random, so this shows that trai
 
 from pathlib import Path
 
-from infu_jax.assets import ASSETS
+from infu_jax.assets import TINY
 from infu_jax.config import ResamplerConfig
 from infu_jax.train_config import CheckpointConfig, DataConfig, ModelsConfig, OptimizerConfig, TrainConfig, ValidationConfig
-
-TINY = ASSETS / "tiny"
 
 
 def get_config() -> TrainConfig:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data_pipeline import features, processes
 from data_pipeline.encoders import ENCODERS, Encoder, load_encoder
-from infu_jax.assets import ASSETS
+from infu_jax.assets import TINY
 from infu_jax.cli import memory_advice, run
 from infu_jax.config import MeshConfig
 from infu_jax.errors import InputError
@@ -56,11 +56,11 @@ class Args:
     split: tuple[str, ...] = ()
     """Parts of the dataset; by default all it has."""
 
-    base: Path = ASSETS / "tiny" / "FLUX.1-tiny"
+    base: Path = TINY / "FLUX.1-tiny"
     """FLUX.1 folder in diffusers layout, or a converted one: VAE, text encoders, tokenizers."""
     autoencoder: OptionalPath = None
     """Another VAE than --base has, e.g. ae.safetensors."""
-    infu: Path = ASSETS / "tiny" / "InfiniteYou-tiny"
+    infu: Path = TINY / "InfiniteYou-tiny"
     """InfiniteYou folder, where ArcFace is looked for if --arcface is not given."""
     arcface: OptionalPath = None
     """recognition_arcface_ir_se50.pth or its converted folder."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_pipeline import features
 from data_pipeline.studio import Models
 from infu_jax import checkpoint, face, runs
-from infu_jax.assets import ASSETS
+from infu_jax.assets import TINY
 from infu_jax.cli import file_and_scale, memory_advice
 from infu_jax.config import to_json
 from infu_jax.pipeline import InfUPipeline
@@ -26,7 +26,6 @@ from infu_jax.sharding import batch_sharding, make_mesh
 if TYPE_CHECKING:
     from data_pipeline.synthesize import Args
 
-TINY = ASSETS / "tiny"
 ADVICE = "try a smaller --batch or picture, --offload, --dtype bfloat16, or --mesh.data 1 --mesh.fsdp -1"
 
 

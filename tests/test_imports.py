@@ -13,11 +13,11 @@ from tests.conftest import ROOT
 # From the top down: a module may import from lower lines, and from its own package.
 LAYERS = (
     ("sample", "convert_weights", "train", "configs", "benchmarks"),
-    ("infu_jax.evaluation",),
+    ("infu_jax.evaluation", "infu_jax.demo"),
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
     ("infu_jax.pipeline",),
-    ("infu_jax.programs", "infu_jax.parking", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
+    ("infu_jax.checks", "infu_jax.programs", "infu_jax.parking", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
     ("infu_jax.lora", "infu_jax.quantize"),
     ("infu_jax.sampler", "infu_jax.checkpoint"),
     ("infu_jax.storage",),

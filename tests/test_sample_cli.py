@@ -24,9 +24,9 @@ from PIL import Image
 
 import sample
 from infu_jax import checkpoint, face, pictures, sharding
-from infu_jax.assets import ASSETS
+from infu_jax.assets import ASSETS, TINY_SAMPLING
 from infu_jax.cli import run, user_cache
-from infu_jax.config import MeshConfig
+from infu_jax.config import MeshConfig, SamplingConfig
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
 from infu_jax.pipeline import InfUPipeline
@@ -483,6 +483,12 @@ def options_of(*argv) -> sample.Args:
     """What the command line makes of its arguments."""
     argv = [str(x) for x in argv]
     return sample.tyro.cli(sample.Args, args=argv, default=sample._defaults(argv))
+
+
+def test_sizes_and_steps_are_those_that_the_base_was_trained_for():
+    assert options_of("--prompt", "a").sampling == TINY_SAMPLING
+    assert options_of("--prompt", "a", "--steps", 3).sampling == dataclasses.replace(TINY_SAMPLING, steps=3)
+    assert options_of("--prompt", "a", "--base", "FLUX.1-dev").sampling == SamplingConfig()
 
 
 def test_options_override_a_picture(tmp_path):

@@ -21,6 +21,7 @@ from typing import Literal
 import tyro
 
 from infu_jax.cli import check_writable, run
+from infu_jax.errors import InputError
 
 Stage = Literal[
     "draw", "recogniser", "autoencoder", "decoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
@@ -39,12 +40,16 @@ class Args:
     only: Stage | None = None
     """Run this stage alone; what comes before it must be there."""
     given: Path | None = None
-    """A finished stack, as the stage release writes it: its recogniser, autoencoder and base model are taken, and not trained."""
+    """A stack, as the stage release writes it: its recogniser, autoencoder and base model are taken, and not trained. `--only base` and
+    `--only decoder` train these further, `--only recogniser` makes another one."""
 
 
 def main() -> None:
     args = tyro.cli(Args, prog="python -m examples.tiny_world", description=__doc__)
     check_writable(args.out)
+    before = Stage.__args__[: Stage.__args__.index(args.until) + 1]
+    if args.given is not None and args.only in ("autoencoder", "stack"):
+        raise InputError(f"--given holds what {args.only} makes, and what is trained on it needs it as it is; leave --given out to make another")
     # Several stages run the same programs; each is compiled once. For the commands that stages start, too.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "programs").absolute()))
     # Two simulated devices keep two cores busy where one device with two threads does not. GPUs and TPUs do not mind.
@@ -53,9 +58,8 @@ def main() -> None:
 
     world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size], args.given)
     args.out.mkdir(parents=True, exist_ok=True)
-    names = list(Stage.__args__)
-    names = [args.only] if args.only else names[: names.index(args.until) + 1]
-    for name in names if args.given is None else [name for name in names if name not in GIVEN]:
+    names = [args.only] if args.only else [name for name in before if args.given is None or name not in GIVEN]
+    for name in names:
         print(f"--- {name}", flush=True)
         began = time.time()
         getattr(stages, name)(world)

@@ -65,18 +65,28 @@ def begin(out: Path, autoencoder_run: Path, recogniser_run: Path, drawn: Path) -
     write_index(base)
 
 
-def finish(out: Path, begun: Path, base_run: Path, infuse_run: Path, told: Mapping[str, Any]) -> None:
-    """The whole stack: the folders of `begun` with the trained transformer, InfuseNet and resampler in bfloat16, and provenance.json."""
-    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("transformer", "InfuseNetModel", "image_proj_model.bin"))
+def finish(out: Path, begun: Path, trained: Mapping[str, Path], told: Mapping[str, Any]) -> None:
+    """The whole stack: the folders of `begun` with what these runs trained, by the name of their stage, in bfloat16, and provenance.json."""
+    shutil.copytree(begun, out)
     base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
-    for place, run, name in (
-        (base / "transformer", base_run, "flux"),
-        (infu / "InfuseNetModel", infuse_run, "infusenet"),
-        (infu / "image_proj_model.bin", infuse_run, "resampler"),
+    infuse = trained.get("stage2") or trained.get("stage1")
+    scaled = checkpoint.load_model(base, "autoencoder").cfg  # with the scale of latents, which no training changes
+    for place, run, name, dtype in (
+        (base / "transformer", trained.get("base"), "flux", "bfloat16"),
+        (base / "vae", trained.get("decoder"), "autoencoder", "bfloat16"),
+        (infu / "InfuseNetModel", infuse, "infusenet", "bfloat16"),
+        (infu / "image_proj_model.bin", infuse, "resampler", "bfloat16"),
+        (infu / "recognition_arcface_ir_se50.pth", trained.get("recogniser"), "arcface", "float16"),
     ):
-        model = checkpoint.load_model(run, name)
-        _write(place, name, model.cfg, _host(model))
+        if run is not None:
+            model = checkpoint.load_model(run, name)
+            _remove(place)
+            _write(place, name, scaled if name == "autoencoder" else model.cfg, _host(model), dtype)
     _write_json(out / "provenance.json", told)
+
+
+def _remove(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def write_index(base: Path) -> None:

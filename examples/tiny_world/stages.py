@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from examples.tiny_world.sizes import Sizes
 from infu_jax import runs
@@ -27,7 +28,8 @@ STAND_IN = (
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
 SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
-TRAINED = ("autoencoder", "decoder", "recogniser", "base", "stage1", "stage2", "stage2_single")
+INFUSENET = {"stage1", "stage2", "stage2_single"}
+TRAINED = ("autoencoder", "decoder", "recogniser", "base", *sorted(INFUSENET))
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class World:
 
     out: Path
     sizes: Sizes
-    given: Path | None = None  # a finished stack, whose recogniser, autoencoder and base model are taken
+    given: Path | None = None  # a finished stack, whose recogniser, autoencoder and base model are taken, or trained further
 
     def drawn(self, name: str) -> Path:
         return self.out / "drawn" / name
@@ -54,18 +56,28 @@ class World:
 
     @property
     def transformer(self) -> Path:
-        return self.base / "transformer" if self.given else self.out / "base"
+        return self.own("base") or self.base / "transformer"
 
     @property
     def arcface(self) -> Path:
-        return self.stack / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
+        given = self.stack / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
+        return given if self.given is None else self.own("recogniser") or given
+
+    def own(self, name: str) -> Path | None:
+        """The run of this name, where there is one."""
+        return self.out / name if runs.is_run(self.out / name) else None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the given stack says of itself."""
+        return {} if self.given is None else json.loads((self.given / "provenance.json").read_text(encoding="utf-8"))
 
     def steps(self) -> dict[str, int]:
-        """How far each model has been trained, the given ones as their provenance says."""
-        told = {} if self.given is None else json.loads((self.given / "provenance.json").read_text(encoding="utf-8"))["steps"]
-        taken = {name: told[name] for name in ("autoencoder", "decoder", "recogniser", "base") if name in told}
-        there = [name for name in TRAINED if runs.is_run(self.out / name)]
-        return taken | {name: int(runs.newest(self.out / name).name) for name in there}
+        """How far each model has been trained, those of a given stack included."""
+        before, here = self.told.get("steps", {}), {name: int(runs.newest(run).name) for name in TRAINED if (run := self.own(name))}
+        if here.keys() & INFUSENET:
+            before = {name: count for name, count in before.items() if name not in INFUSENET}
+        return before | here | {name: before.get(name, 0) + here[name] for name in ("decoder", "base") if name in here}
 
 
 def draw(world: World) -> None:
@@ -101,8 +113,9 @@ def decoder(world: World) -> None:
     """The autoencoder's decoder, further: latents and what is trained on them stay valid."""
     from examples.tiny_world import autoencoder
 
+    begun = world.out / "autoencoder" if world.given is None else world.base / "vae"
     shown = ([world.drawn("web"), world.drawn("real")], world.drawn("held_out"))
-    autoencoder.train_decoder(world.out / "decoder", world.out / "autoencoder", *shown, world.sizes.decoder, world.sizes.autoencoder_pictures)
+    autoencoder.train_decoder(world.out / "decoder", begun, *shown, world.sizes.decoder, world.sizes.autoencoder_pictures)
 
 
 def stack(world: World) -> None:
@@ -124,8 +137,8 @@ def data(world: World) -> None:
 
 
 def base(world: World) -> None:
-    sizes = world.sizes
-    _train(world, "base", sizes.base_steps, sizes.batch_size, "--data.paths", world.data("web"))
+    begun = () if world.given is None else ("--models.transformer", world.base / "transformer", "--models.no-base-from-scratch")
+    _train(world, "base", world.sizes.base_steps, world.sizes.batch_size, "--data.paths", world.data("web"), *begun)
 
 
 def stage1(world: World) -> None:
@@ -177,7 +190,7 @@ def evaluation(world: World) -> None:
 def release(world: World) -> None:
     """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny.
 
-    InfuseNet is that of stage 2, or of stage 1 where there is no stage 2 yet.
+    InfuseNet is that of stage 2, or of stage 1 where there is no stage 2 yet, or missing.
     """
     from examples.tiny_world import stack
     from infu_jax.cli import appearing
@@ -186,16 +199,15 @@ def release(world: World) -> None:
     if out.exists():
         return
     times = [json.loads(line) for line in (world.out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = world.steps()
     told = {
         "command": "python -m examples.tiny_world",
         "data": "drawn by data_pipeline.people, Apache-2.0; no photograph, no downloaded weights",
-        "steps": steps,
-        "hours": round(sum(row["seconds"] for row in times) / 3600, 2),
+        "steps": world.steps(),
+        "hours": round(world.told.get("hours", 0) + sum(row["seconds"] for row in times) / 3600, 2),
         "cores": times[-1]["cores"],
     }
     with appearing(out) as partial:
-        stack.finish(partial, world.stack, world.transformer, world.out / ("stage2" if "stage2" in steps else "stage1"), told)
+        stack.finish(partial, world.stack, {name: run for name in TRAINED if (run := world.own(name))}, told)
 
 
 def _split(world: World) -> tuple:

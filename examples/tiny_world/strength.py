@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from examples.tiny_world import classifier, prompts
 from examples.tiny_world.stages import World
 from infu_jax import checkpoint, face
-from infu_jax.config import SamplingConfig
+from infu_jax.assets import TINY_SAMPLING
 from infu_jax.evaluation.identities import Identity
 from infu_jax.pipeline import InfUPipeline
 
@@ -38,7 +39,7 @@ def table(world: World, run: Path, who: list[Identity], asked: list[prompts.Aske
     seen = {name: _embedding(judge, pipeline.detector, photo) for name, photo in photos.items()}
     rows = ["| | identity similarity (judge) | attribute accuracy | faces found |", "|---|---|---|---|"]
     for name, changed in tqdm(SETTINGS.items(), desc="strengths", disable=None):
-        settings = SamplingConfig(width=128, height=128, t5_length=56, steps=world.sizes.sampling_steps, **changed)
+        settings = dataclasses.replace(TINY_SAMPLING, steps=world.sizes.sampling_steps, **changed)
         images = []
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]

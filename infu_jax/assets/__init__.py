@@ -2,4 +2,9 @@
 
 from pathlib import Path
 
+from infu_jax.config import SamplingConfig
+
 ASSETS = Path(__file__).parent
+TINY = ASSETS / "tiny"
+TINY_SAMPLING = SamplingConfig(width=128, height=128, steps=20, t5_length=56)
+"""Sizes for tiny stacks; those of examples/tiny_world are trained for them."""

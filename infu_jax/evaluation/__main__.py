@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from infu_jax.assets import ASSETS
+from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import appearing, check_writable, run
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
@@ -81,9 +81,9 @@ class Args:
     report_prompts: int = 8
     """Prompts of each gender in the grids of report.html."""
 
-    base: Path = ASSETS / "tiny" / "FLUX.1-tiny"
+    base: Path = TINY / "FLUX.1-tiny"
     """As in sample.py: FLUX.1 folder, in diffusers layout or converted."""
-    infu: Path = ASSETS / "tiny" / "InfiniteYou-tiny"
+    infu: Path = TINY / "InfiniteYou-tiny"
     """InfiniteYou folder, a converted one, or a training run (its newest checkpoint) or one of its checkpoints; --base, --transformer,
     --autoencoder and --arcface are then the run's own by default."""
     arcface: OptionalPath = None
