@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.tiny_world import __main__ as command
-from examples.tiny_world import prompts, sizes
+from examples.tiny_world import prompts, sizes, stack
 from infu_jax import checkpoint
 from infu_jax.inspection import describe
 from tests.conftest import ROOT
@@ -75,6 +75,27 @@ def test_over_a_given_stack(world, tmp_path):
     assert len(files) > 12 and changed == {"transformer", "InfuseNetModel", "InfiniteYou-tiny"}  # the last for image_proj_model.bin
     meta = json.loads((again / "base" / "run.json").read_text())["settings"]
     assert meta["models.transformer"] == str(given / "FLUX.1-tiny" / "transformer") and meta["models.base_from_scratch"] is False
+
+
+def test_only_a_stack_can_be_given(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "examples.tiny_world", "--given", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == (
+        f"error: {tmp_path} has no provenance.json; --given takes a stack that the stage release wrote, such as examples/tiny_world/begun\n"
+    )
+
+
+def test_what_is_begun_can_be_given():
+    """What the repository holds fits the sizes of the full world."""
+    begun = ROOT / "examples" / "tiny_world" / "begun"
+    models = {name: describe(begun / place) for name, place in (("flux", "FLUX.1-tiny/transformer"), ("autoencoder", "FLUX.1-tiny/vae"))}
+    assert all(whole for _, whole in models.values())
+    flux = checkpoint.abstract("flux", stack.FLUX)
+    found = checkpoint.load_model(begun / "FLUX.1-tiny", "flux")
+    assert checkpoint.param_shapes(found).keys() == checkpoint.param_shapes(flux).keys()
+    arcface = checkpoint.load_model(begun / "InfiniteYou-tiny", "arcface").cfg
+    assert (arcface.widths, arcface.units) == (stack.ARCFACE.widths, stack.ARCFACE.units)
+    assert checkpoint.load_model(begun / "FLUX.1-tiny", "autoencoder").cfg.z_channels == stack.AUTOENCODER.z_channels
+    assert set(json.loads((begun / "provenance.json").read_text())["steps"]) == {"autoencoder", "recogniser", "base"}
 
 
 def test_nobody_is_in_two_folders():
