@@ -47,7 +47,7 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, prog="python -m examples.tiny_world", description=__doc__)
     check_writable(args.out)
-    before = Stage.__args__[: Stage.__args__.index(args.until) + 1]
+    asked = Stage.__args__[: Stage.__args__.index(args.until) + 1]
     if args.given is not None and not (args.given / "provenance.json").is_file():
         raise InputError(f"{args.given} has no provenance.json; --given takes a stack that the stage release wrote, such as examples/tiny_world/begun")
     if args.given is not None and args.only in ("autoencoder", "stack"):
@@ -60,7 +60,7 @@ def main() -> None:
 
     world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size], args.given)
     args.out.mkdir(parents=True, exist_ok=True)
-    names = [args.only] if args.only else [name for name in before if args.given is None or name not in GIVEN]
+    names = [args.only] if args.only else [name for name in asked if args.given is None or name not in GIVEN]
     for name in names:
         print(f"--- {name}", flush=True)
         began = time.time()

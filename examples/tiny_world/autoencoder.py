@@ -42,7 +42,6 @@ def train(out: Path, cfg: AutoencoderConfig, folders: list[Path], held_out: Path
 
 def train_decoder(out: Path, trained: Path, folders: list[Path], held_out: Path, how: Fit, most: int) -> Path:
     """Train the decoder of the run `trained` further. The encoder stays as it is, to the bit, if there is no weight decay: its gradients are zero."""
-
     begun = checkpoint.load_model(trained, "autoencoder")
 
     def loss(modules, batch, key, progress):

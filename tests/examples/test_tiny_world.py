@@ -1,5 +1,6 @@
 """The tiny world's chain at smoke size: every stage from nothing, by the command that users give."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -52,6 +53,14 @@ def test_the_frozen_stay_frozen_and_the_trained_move(world):
         np.testing.assert_allclose(np.asarray(released[name]), np.asarray(value), rtol=2**-8, atol=1e-30, err_msg=name)
 
 
+def test_the_decoder_alone_goes_on(world):
+    """Latents, and what was trained on them, stay valid."""
+    out, _ = world
+    one, two = (checkpoint.params_of(checkpoint.load_model(out / run, "autoencoder")) for run in ("autoencoder", "decoder"))
+    moved = {name for name in one if not np.array_equal(one[name], two[name])}
+    assert moved and all(name.startswith("decoder.") for name in moved)
+
+
 def test_the_same_command_again_does_nothing_new(world):
     out, _ = world
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} | {
@@ -89,12 +98,11 @@ def test_what_is_begun_can_be_given():
     begun = ROOT / "examples" / "tiny_world" / "begun"
     models = {name: describe(begun / place) for name, place in (("flux", "FLUX.1-tiny/transformer"), ("autoencoder", "FLUX.1-tiny/vae"))}
     assert all(whole for _, whole in models.values())
-    flux = checkpoint.abstract("flux", stack.FLUX)
-    found = checkpoint.load_model(begun / "FLUX.1-tiny", "flux")
-    assert checkpoint.param_shapes(found).keys() == checkpoint.param_shapes(flux).keys()
+    flux, vae = (checkpoint.load_model(begun / "FLUX.1-tiny", name).cfg for name in models)
     arcface = checkpoint.load_model(begun / "InfiniteYou-tiny", "arcface").cfg
-    assert (arcface.widths, arcface.units) == (stack.ARCFACE.widths, stack.ARCFACE.units)
-    assert checkpoint.load_model(begun / "FLUX.1-tiny", "autoencoder").cfg.z_channels == stack.AUTOENCODER.z_channels
+    assert flux == stack.FLUX
+    assert vae == dataclasses.replace(stack.AUTOENCODER, scale_factor=vae.scale_factor, shift_factor=vae.shift_factor)
+    assert (arcface.widths, arcface.units, arcface.embedding_dim) == (stack.ARCFACE.widths, stack.ARCFACE.units, stack.ARCFACE.embedding_dim)
     assert set(json.loads((begun / "provenance.json").read_text())["steps"]) == {"autoencoder", "recogniser", "base"}
 
 
