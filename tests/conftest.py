@@ -35,6 +35,11 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 jaxtyping.install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """Long files first: pytest-xdist hands out whole files, and one that begins last is waited for alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/examples/", "tests/training/")))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """What programs keep in the user's cache, those in processes of their own too, stays in a folder of the tests."""
