@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint bench setup setup-dev clean
 
 demo: setup
-	$(BIN)/python sample.py --prompt "portrait photo of a woman in a garden" --seed 1 --width 256 --height 320 --steps 8 --out outputs/demo
+	$(BIN)/python -m infu_jax.demo
 
 test: setup-dev
 	$(BIN)/python -m pytest

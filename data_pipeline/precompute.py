@@ -140,7 +140,7 @@ def _check_options(args: Args) -> None:
     if args.replace and args.process_count > 1:
         raise InputError("--replace is for one process: others may have begun already. Remove the folders of the features first, then start all")
     if "arcface" in args.features and args.base != Args.base and args.arcface is None and args.infu == Args.infu:
-        raise InputError("--base is given, but ArcFace would be the embedded one of random weights; give --arcface (or --infu) too, or leave the feature out")
+        raise InputError("--base is given, but ArcFace would be the embedded tiny one; give --arcface (or --infu) too, or leave the feature out")
     if not args.features:
         raise InputError(f"no feature was named; --features takes some of {', '.join(features.FEATURES)}")
 

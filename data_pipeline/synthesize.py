@@ -77,7 +77,7 @@ class Args:
     """FLUX.1 folder in diffusers layout, or a converted one; by default the run's own, or the embedded tiny one."""
     infu: OptionalPath = None
     """The stage-1 model: an InfiniteYou folder, a converted one, or a training run (its newest checkpoint) or one of its checkpoints. By
-    default the embedded tiny one, which has learned nothing: all of its pictures are rejected."""
+    default the embedded tiny one, which knows drawn people only."""
     arcface: OptionalPath = None
     """recognition_arcface_ir_se50.pth or its converted folder; by default looked for inside --infu."""
     judge: OptionalPath = None

@@ -1,5 +1,6 @@
 """Three drawn people, four prompts each, by a stack of the tiny world: one contact sheet, with how similar each face is to the photo's.
 
+    python -m infu_jax.demo
     python -m infu_jax.demo --stack runs/tiny_world/release
 
 The photos are those of `infu_jax/assets/faces`; nothing in the tiny world is trained on these people.
@@ -12,26 +13,31 @@ import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import tyro
 
 from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING
 from infu_jax.cli import check_writable, keep_programs, run, user_cache
 
+if TYPE_CHECKING:
+    from infu_jax.pipeline import InfUPipeline, Pictures
+
 PROMPTS = (
-    "A {} at the beach, smiling, in a red t-shirt and sunglasses, in warm light, portrait.",
-    "A {} in a forest, with a surprised face and open mouth, wearing a yellow sweater and a purple cap, turned to the left, portrait.",
+    "A close-up portrait of a {} at the beach, smiling, in a red t-shirt, in warm light.",
+    "A close-up of a {} in a forest, with a neutral expression, wearing a yellow sweater, turned to the left.",
     "A {} in a city at night, looking sad, in a white turtleneck, turned to the right, in dim light, close-up.",
-    "A {} in a library, with a big laugh, showing teeth, wearing a blue shirt and round glasses, in soft light, portrait.",
+    "A close-up portrait of a {} in a library, with a gentle smile, wearing a blue shirt and round glasses, in soft light.",
 )
 """In the words of the captions of drawn people; their stacks know no others."""
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Args:
     stack: Path = TINY
-    """Folder with FLUX.1-tiny and InfiniteYou-tiny, as `python -m examples.tiny_world` writes it. The embedded one is random, and paints noise."""
+    """Folder with FLUX.1-tiny and InfiniteYou-tiny, as `python -m examples.tiny_world` writes it; by default the one that the package holds."""
     out: Path = Path("outputs/demo")
     """Folder for the pictures and the sheet. Nothing in it is overwritten."""
     seed: int = 1
@@ -40,6 +46,20 @@ class Args:
     """Denoising steps."""
     compilation_cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = field(default_factory=lambda: user_cache() / "programs")
     """Folder in which compiled programs are kept for the next time; None keeps none."""
+
+
+def people() -> dict[str, str]:
+    """Who is in `infu_jax/assets/faces`: name and gender."""
+    with (ASSETS / "faces" / "genders.csv").open(encoding="utf-8", newline="") as file:
+        return {row["name"]: row["gender"] for row in csv.DictReader(file)}
+
+
+def paint(pipeline: InfUPipeline, embedding: np.ndarray, gender: str, seed: int, steps: int = TINY_SAMPLING.steps) -> Pictures:
+    """One person, once for each of PROMPTS, all from the same noise."""
+    # Away from the empty prompt: small models follow their prompt better so. FLUX.1 learned that from its teacher and needs none.
+    settings = dataclasses.replace(TINY_SAMPLING, steps=steps, true_cfg=GUIDANCE)
+    prompts = [prompt.format(gender) for prompt in PROMPTS]
+    return pipeline(prompts, id_embedding=embedding, negative_prompt="", seeds=[seed] * len(prompts), settings=settings)
 
 
 def main() -> None:
@@ -53,23 +73,19 @@ def main() -> None:
     keep_programs(args.compilation_cache)
     began = time.perf_counter()
     pipeline = InfUPipeline.load(args.stack / "FLUX.1-tiny", args.stack / "InfiniteYou-tiny")
-    # Away from the empty prompt: small models follow their prompt better so. FLUX.1 learned that from its teacher and needs none.
-    settings = dataclasses.replace(TINY_SAMPLING, steps=args.steps, true_cfg=2.0)
-    with (ASSETS / "faces" / "genders.csv").open(encoding="utf-8", newline="") as file:
-        people = {row["name"]: row["gender"] for row in csv.DictReader(file)}
-    photos = {name: face.read_image(ASSETS / "faces" / f"{name}.png") for name in people}
+    photos = {name: face.read_image(ASSETS / "faces" / f"{name}.png") for name in people()}
     cells = {prompt: [] for prompt in PROMPTS}
-    for n, (name, gender) in enumerate(tqdm(people.items(), "people", leave=False, disable=None)):
+    for n, (name, gender) in enumerate(tqdm(people().items(), "people", leave=False, disable=None)):
         embedding = pipeline.embed_face(photos[name])
-        prompts, seeds = [prompt.format(gender) for prompt in PROMPTS], [args.seed + n] * len(PROMPTS)
-        made = pipeline(prompts, id_embedding=embedding, negative_prompt="", seeds=seeds, settings=settings)
-        for prompt, text, image in zip(PROMPTS, prompts, made.images):
+        made = paint(pipeline, embedding, gender, args.seed + n, args.steps)
+        for prompt, image in zip(PROMPTS, made.images):
+            text = prompt.format(gender)
             likeness = pipeline.similarity(image, embedding)
             said = "no face found" if likeness is None else f"similarity {likeness:.2f}"
             cells[prompt].append((pictures.thumbnail(image), f"{name}, {said}"))
             recipe = {"synthetic": True, "prompt": text, "seed": args.seed + n, "person": name, "steps": args.steps, "identity_similarity": likeness}
             print(f"{pictures.save_next(args.out, name, image, recipe)}  {said}  {text}", flush=True)
-    rows = [("The photos", [(pictures.thumbnail(photos[name]), name) for name in people])]
+    rows = [("The photos", [(pictures.thumbnail(photo), name) for name, photo in photos.items()])]
     rows += [(prompt.format("woman (man)"), row) for prompt, row in cells.items()]
     sheet = pictures.save_next(args.out, "sheet", pictures.contact_sheet(rows), {"synthetic": True, "contact_sheet_of": PROMPTS, "seed": args.seed})
     print(f"{sheet}  contact sheet; {time.perf_counter() - began:.0f} s in all")

@@ -259,8 +259,8 @@ def test_mesh_that_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", MAKE_MESH)  # on eight devices
     given = ("--prompt", "a", "--out", tmp_path / "out")
     assert_one_line(command(sample, *given, "--mesh.data", 3), r"\(3, 1, 1\) does not fit 8 devices")
-    # Of the embedded stack's two heads no eighth can be had. Asked for, it is an error; by default every device gets a copy.
-    assert_one_line(command(sample, *given, "--mesh.tensor", 8), "size 2 is not a multiple of mesh axis 'tensor' = 8; choose another mesh")
+    # Of the embedded stack's four heads no eighth can be had. Asked for, it is an error; by default every device gets a copy.
+    assert_one_line(command(sample, *given, "--mesh.tensor", 8), "size 4 is not a multiple of mesh axis 'tensor' = 8; choose another mesh")
     assert sample._mesh(sample.Args(), 8) == MeshConfig(data=-1)
     real = sample.Args(base=Path("FLUX.1-dev"))
     assert [sample._mesh(real, n) for n in (1, 4, 6, 16)] == [MeshConfig(1, -1, n) for n in (1, 4, 2, 8)]

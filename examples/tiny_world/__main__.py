@@ -3,7 +3,7 @@
     python -m examples.tiny_world                          hours on two cores; the same command again goes on where it was
     python -m examples.tiny_world --size smoke --out runs/smoke        minutes: the whole chain, nothing learned
     python -m examples.tiny_world --until stage1           stop after a stage
-    python -m examples.tiny_world --given examples/tiny_world/begun    with the autoencoder, recogniser and base that are there
+    python -m examples.tiny_world --given infu_jax/assets/tiny         with the autoencoder, recogniser and base of the package
 
 Stages, in order: draw, recogniser, autoencoder, decoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
 docs/tiny_world.md has times and results.
@@ -49,7 +49,7 @@ def main() -> None:
     check_writable(args.out)
     asked = Stage.__args__[: Stage.__args__.index(args.until) + 1]
     if args.given is not None and not (args.given / "provenance.json").is_file():
-        raise InputError(f"{args.given} has no provenance.json; --given takes a stack that the stage release wrote, such as examples/tiny_world/begun")
+        raise InputError(f"{args.given} has no provenance.json; --given takes a stack that the stage release wrote, such as infu_jax/assets/tiny")
     if args.given is not None and args.only in ("autoencoder", "stack"):
         raise InputError(f"--given holds what {args.only} makes, and what is trained on it needs it as it is; leave --given out to make another")
     # Several stages run the same programs; each is compiled once. For the commands that stages start, too.

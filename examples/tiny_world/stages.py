@@ -188,7 +188,7 @@ def evaluation(world: World) -> None:
 
 
 def release(world: World) -> None:
-    """The trained stack in the release's layout, as it is embedded in the package: copy it to infu_jax/assets/tiny.
+    """The trained stack in the release's layout, as it is embedded in the package: copy its contents over infu_jax/assets/tiny.
 
     InfuseNet is that of stage 2, or of stage 1 where there is no stage 2 yet, or missing.
     """
@@ -200,6 +200,7 @@ def release(world: World) -> None:
         return
     times = [json.loads(line) for line in (world.out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
     told = {
+        **world.told,  # with "parts", if it was trained otherwise than the command says
         "command": "python -m examples.tiny_world",
         "data": "drawn by data_pipeline.people, Apache-2.0; no photograph, no downloaded weights",
         "steps": world.steps(),

@@ -300,7 +300,7 @@ def _notes(args: Args, mine: Scores, people: Sequence[Identity], too_long: dict[
     if all(r.conditioned is not False for r in mine.recognisers):
         notes.append("No recogniser is known to be independent of the pictures; a second one (--recogniser) judges more fairly.")
     if args.embedded and any(r.name == "arcface" for r in mine.recognisers):
-        notes.append("The recogniser arcface is the embedded one with random weights: its similarities mean nothing.")
+        notes.append("The recogniser arcface is the embedded one, which was trained on drawn people: of photographs its similarities mean nothing.")
     if "clip" not in too_long:
         notes.append("There is no CLIPScore: no --clip was given.")
     if "pickscore" not in too_long:

@@ -24,7 +24,7 @@ def test_from_pictures_to_batches(tmp_path):
     lines = told[-1].splitlines()
     making_pairs(tmp_path, env)
     assert lines[0].startswith("('latents', 'control', 't5', 'clip', 'arcface')")
-    assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2"] and "'txt': (8, 64, 32)" in lines[1] and "(256, 256)" in lines[1]
+    assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2"] and "'txt': (8, 64, 64)" in lines[1] and "(256, 256)" in lines[1]
 
 
 def making_pairs(folder, env):

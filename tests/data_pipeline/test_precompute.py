@@ -19,10 +19,12 @@ from infu_jax import checkpoint, face, training
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig
+from tests import random_stack
 from tests.conftest import ROOT, assert_close
 
 CFG = DataConfig(resolution=96, bucket_step=32, t5_length=40)
-OPTIONS = ("--resolution", "96", "--bucket-step", "32", "--t5-length", "40", "--batch", "1")
+FLUX, INFU = random_stack.folders()
+OPTIONS = ("--base", FLUX, "--infu", INFU, "--resolution", "96", "--bucket-step", "32", "--t5-length", "40", "--batch", "1")
 SMALL = ("--features", "clip", "arcface", "--part-mib", "0.0005", *OPTIONS)  # compiled in a second; parts of 2 rows
 
 
@@ -228,7 +230,7 @@ def test_one_of_two_processes_is_not_all(pairs_dataset, tmp_path, capsys):
         (["--resolution", "32", "--bucket-step", "64"], "data.resolution is 32"),
         (["--split", "test"], "test"),
         (["--base", "/nowhere"], "/nowhere"),
-        (["--base", "/nowhere", "--features", "arcface"], "ArcFace would be the embedded one of random weights; give --arcface"),
+        (["--base", "/nowhere", "--features", "arcface"], "ArcFace would be the embedded tiny one; give --arcface"),
     ],
 )
 def test_bad_options(everything, options, message):

@@ -358,13 +358,13 @@ def paste(picture, photo):
     return np.concatenate([np.repeat(np.repeat(picture[:80, :64], 2, axis=0), 2, axis=1), photo[:160, 48:208]], axis=1)
 
 
-def test_the_embedded_pipeline(photos, prompts_file, tmp_path, monkeypatch, capsys):
-    """It has learned nothing, so everything is rejected; with a LoRA, a hook that pastes a face, and open gates everything is kept."""
+def test_the_pipeline(photos, prompts_file, tiny, tmp_path, monkeypatch, capsys):
+    """Random models: everything is rejected. With a LoRA, a hook that pastes a face, and open gates everything is kept."""
 
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
 
     def main(out, *options):
-        given = [photos, "--out", out, "--prompts-file", prompts_file, *SMALL, *options]
+        given = [photos, "--out", out, "--prompts-file", prompts_file, "--base", tiny[0], "--infu", tiny[1], *SMALL, *options]
         monkeypatch.setattr(sys, "argv", ["synthesize", *map(str, given)])
         synthesize.main()
 

@@ -91,7 +91,7 @@ def copies(tmp_path):
 def test_paints_resumes_and_refuses_mixtures(tmp_path):
     out = tmp_path / "out"
     said, told = ok(*SMALL, "--prompts-per-person", 2, "--batch", 2, "--out", out)
-    assert "0 of 6 pictures are there, 6 are to be made" in told and "embedded one with random weights" in told and "no --clip was given" in told
+    assert "0 of 6 pictures are there, 6 are to be made" in told and "of photographs its similarities mean nothing" in told and "no --clip was given" in told
     assert "| rank-1, arcface ↑ |" in said and said.endswith("report.html  6 pictures of 3 people\n")
     made = sorted((out / "pictures").rglob("*.png"))
     assert [p.relative_to(out / "pictures").as_posix() for p in made] == [
