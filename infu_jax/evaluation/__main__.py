@@ -6,7 +6,7 @@
 paints every person with every prompt for their gender (pictures that are there are kept, so it goes on after an interruption), looks at the
 pictures, and writes table.md, scores.json and report.html beside them. With --pictures it scores pictures of any other model instead:
 FOLDER/<person>/<number of the prompt, four digits>.png. --compare puts earlier runs into the same table, with differences.
-Without models, the embedded tiny stack is used, whose pictures are noise. Pictures of people and their scores are personal data.
+Without models, the embedded tiny stack is used, which knows drawn people only. Pictures of people and their scores are personal data.
 """
 
 from __future__ import annotations
