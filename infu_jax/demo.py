@@ -31,7 +31,6 @@ PROMPTS = (
     "A close-up portrait of a {} in a library, with a gentle smile, wearing a blue shirt and round glasses, in soft light.",
 )
 """In the words of the captions of drawn people; their stacks know no others."""
-GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def people() -> dict[str, str]:
 def paint(pipeline: InfUPipeline, embedding: np.ndarray, gender: str, seed: int, steps: int = TINY_SAMPLING.steps) -> Pictures:
     """One person, once for each of PROMPTS, all from the same noise."""
     # Away from the empty prompt: small models follow their prompt better so. FLUX.1 learned that from its teacher and needs none.
-    settings = dataclasses.replace(TINY_SAMPLING, steps=steps, true_cfg=GUIDANCE)
+    settings = dataclasses.replace(TINY_SAMPLING, steps=steps, true_cfg=2.0)
     prompts = [prompt.format(gender) for prompt in PROMPTS]
     return pipeline(prompts, id_embedding=embedding, negative_prompt="", seeds=[seed] * len(prompts), settings=settings)
 
