@@ -17,9 +17,10 @@ from infu_jax.cli import file_and_scale
 from infu_jax.convert import lora_files, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.sharding import make_mesh
-from tests.test_sample_cli import FLUX, SMALL, assert_one_line, command, listing, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
+from tests.test_sample_cli import FLUX, INFU, SMALL, assert_one_line, command, listing, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
 
 DRAW = np.random.default_rng(0)
+MODELS = ("--base", FLUX, "--infu", INFU)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,7 @@ def files(tmp_path_factory):
 def test_sample(files, tmp_path):
     """A LoRA changes the picture, at scale 0 it does not, its file is in the recipe, and --like makes the same picture again."""
     out = tmp_path / "out"
-    given = (*SMALL, "--prompt", "a chef", "--seed", 3, "--out", out)
+    given = (*MODELS, *SMALL, "--prompt", "a chef", "--seed", 3, "--out", out)
     plain = only(command(sample, *given))
     changed = only(command(sample, *given, "--lora", f"{files[0]}:0.5", files[1]))
     assert np.abs(np.int32(pixels(changed)) - pixels(plain)).max() > 8
@@ -274,7 +275,7 @@ def test_sample(files, tmp_path):
 
 
 def test_sample_says_what_is_wrong(files, tmp_path):
-    given = (*SMALL, "--prompt", "a chef", "--out", tmp_path / "out", "--lora")
+    given = (*MODELS, *SMALL, "--prompt", "a chef", "--out", tmp_path / "out", "--lora")
     assert_one_line(command(sample, *given, tmp_path / "no.safetensors"), "no.safetensors does not exist")
     assert_one_line(command(sample, *given, f"{files[0]}:nan"), "the scale of .* is nan; a finite number is needed")
     path = write(tmp_path / "l.safetensors", GOOD | {"what.is.this": np.ones(1)})
