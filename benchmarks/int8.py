@@ -96,14 +96,14 @@ def velocities(args: Args, hidden: int, double: int, single: int, *, heavy: bool
 
 
 def pictures():
-    """(what is rounded, largest error of the velocity over the steps, PSNR) of the demo's four pictures of one person."""
+    """(what is rounded, largest error of the velocity over the steps, PSNR) of one person in the demo's four scenes."""
     import numpy as np
 
     from infu_jax import demo, face, quantize
-    from infu_jax.assets import ASSETS, TINY_SAMPLING
+    from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING
     from infu_jax.pipeline import InfUPipeline
 
-    places = ASSETS / "tiny" / "FLUX.1-tiny", ASSETS / "tiny" / "InfiniteYou-tiny"
+    places = TINY / "FLUX.1-tiny", TINY / "InfiniteYou-tiny"
     plain, rounded = InfUPipeline.load(*places), InfUPipeline.load(*places, weights="int8")
     photo = face.read_image(ASSETS / "faces" / "ada.png")
 

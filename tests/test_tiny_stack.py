@@ -41,14 +41,18 @@ def test_it_says_where_it_comes_from():
 
 
 def test_every_model_is_whole():
-    """As the command line says it, and no parameter of a trained one is all zero or constant. (The text encoders are as they were drawn.)"""
+    """As the command line says it, and with numbers that can hide nothing: no matrix is near zero or constant.
+
+    Nor is a vector of a trained model. (Those of the text encoders are as they were drawn: biases 0, scales 1. Softmax hardly moves biases of keys.)
+    """
     found = [place for model in source.PLACES for folder in TINY.iterdir() for name in source.PLACES[model] if (place := folder / name).exists()]
     assert len(found) == len(source.PLACES)
     for place in found:
         assert describe(place)[1], describe(place)
         opened = source.open_source(place)
         for key, x in opened.tensors.items():
-            assert "text_encoder" in place.name or np.issubdtype(x.dtype, np.integer) or x.size == 1 or np.float32(x).std() > 0, (place, key)
+            if not np.issubdtype(x.dtype, np.integer) and x.size > 1 and (x.ndim > 1 or "text_encoder" not in place.name):
+                assert np.float32(x).std() > (1e-3 if x.ndim > 1 else 1e-5), (place, key)
 
 
 def test_the_autoencoder_gives_pictures_back():

@@ -74,12 +74,15 @@ def test_the_same_command_again_does_nothing_new(world):
 def test_over_a_given_stack(world, tmp_path):
     """The base of a release, trained further, and a new InfuseNet over it; everything else of the new release is that of the given one, bit by bit."""
     out, _ = world
-    given, again = out / "release", tmp_path / "again"
+    given, again, parts = shutil.copytree(out / "release", tmp_path / "given"), tmp_path / "again", {"base": "stopped once"}
+    said = json.loads((given / "provenance.json").read_text())
+    (given / "provenance.json").write_text(json.dumps({**said, "parts": parts}))
     shutil.copytree(out / "data", again / "data", ignore=shutil.ignore_patterns("spms"))
     for stage in ("base", "stage1", "release"):
         assert f"--- {stage}" in tiny_world(again, "--given", str(given), "--only", stage)
-    told = {place: json.loads((place / "provenance.json").read_text())["steps"] for place in (given, again / "release")}
-    assert told[again / "release"] == {name: told[given][name] * (1 + (name == "base")) for name in ("autoencoder", "decoder", "recogniser", "base", "stage1")}
+    told = json.loads((again / "release" / "provenance.json").read_text())
+    assert told["steps"] == {name: said["steps"][name] * (1 + (name == "base")) for name in ("autoencoder", "decoder", "recogniser", "base", "stage1")}
+    assert told["parts"] == parts and told["hours"] >= said["hours"] > 0
     files = [path.relative_to(given) for path in given.glob("*/**/*") if path.is_file()]
     changed = {path.parent.name for path in files if (given / path).read_bytes() != (again / "release" / path).read_bytes()}
     assert len(files) > 12 and changed == {"transformer", "InfuseNetModel", "InfiniteYou-tiny"}  # the last for image_proj_model.bin
