@@ -26,7 +26,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "gender": GENDERS, "expression": EXPRESSIONS, "glasses": GLASSES, "headwear": HEADWEAR, "scene": SCENES, "clothing": CLOTHES, "colour": tuple(COLOURS),
     "light": LIGHTS, "shot": SHOTS, "turn": TURNS,
 }  # fmt: skip
-BODY = configs.ArcFaceConfig(widths=(24, 48, 64, 96), units=(1, 2, 2, 2), embedding_dim=256)
+BODY = configs.ArcFaceConfig(widths=(8, 24, 48, 96), units=(1, 1, 2, 2), embedding_dim=256, se_reduction=4)
 
 
 class Heads(nnx.Module):

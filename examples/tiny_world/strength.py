@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.tiny_world import classifier, prompts
-from examples.tiny_world.stages import World
+from examples.tiny_world.stages import TRUE_CFG, World
 from infu_jax import checkpoint, face
 from infu_jax.assets import TINY_SAMPLING
 from infu_jax.evaluation.identities import Identity
@@ -39,14 +39,14 @@ def table(world: World, run: Path, who: list[Identity], asked: list[prompts.Aske
     seen = {name: _embedding(judge, pipeline.detector, photo) for name, photo in photos.items()}
     rows = ["| | identity similarity (judge) | attribute accuracy | faces found |", "|---|---|---|---|"]
     for name, changed in tqdm(SETTINGS.items(), desc="strengths", disable=None):
-        settings = dataclasses.replace(TINY_SAMPLING, steps=world.sizes.sampling_steps, **changed)
+        settings = dataclasses.replace(TINY_SAMPLING, steps=world.sizes.sampling_steps, true_cfg=TRUE_CFG, **changed)
         images = []
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]
             filled = part + part[-1:] * (min(BATCH, len(jobs)) - len(part))
             made = pipeline(
                 [prompt.text for _, prompt in filled], id_embedding=np.stack([pipeline.embed_face(photos[person.name]) for person, _ in filled]),
-                seeds=[start + n for n in range(len(filled))], settings=settings,
+                negative_prompt="", seeds=[start + n for n in range(len(filled))], settings=settings,
             )  # fmt: skip
             images += list(made.images[: len(part)])
         found = [_embedding(judge, pipeline.detector, image) for image in images]
