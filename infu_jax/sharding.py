@@ -77,12 +77,6 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, x.shape[0])))
 
 
-def batch_per_device(batch: int) -> int:
-    """How many rows of a batch `constrain_batch` gives to each device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return batch if mesh.empty else batch // math.prod(mesh.shape[axis] for axis in batch_axes(mesh, batch))
-
-
 # Parameters ---------------------------------------------------------------------------------------
 
 Rules = Sequence[tuple[str, P]]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from infu_jax.attention import attention
 from infu_jax.config import FluxConfig, Remat
 from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
-from infu_jax.sharding import batch_per_device, constrain_batch
+from infu_jax.sharding import constrain_batch
 
 
 class RoPE(NamedTuple):
@@ -223,8 +223,8 @@ def modulate(mod: Linear, vec: Float[Array, "B D"]) -> Float[Array, "B n D"]:
     A TPU multiplies a single row by a matrix in its vector unit, and XLA first copies the whole stack of kernels to where that wants them: 10 GiB
     for FLUX.1 and InfuseNet. Two rows go to the matrix unit, which takes the kernels as they lie.
     """
-    rows = 2 if batch_per_device(vec.shape[0]) == 1 else 1
-    return constrain_batch(mod(jnp.broadcast_to(nnx.silu(vec)[:, None], (vec.shape[0], rows, vec.shape[1])))[:, 0])
+    rows = jnp.repeat(nnx.silu(vec), 2, axis=0) if vec.shape[0] == 1 else nnx.silu(vec)
+    return constrain_batch(mod(rows)[: vec.shape[0]])
 
 
 class FinalLayer(nnx.Module):
