@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING
+from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING, TINY_TRUE_CFG
 from infu_jax.cli import check_writable, keep_programs, run, user_cache
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def people() -> dict[str, str]:
 
 def paint(pipeline: InfUPipeline, embedding: np.ndarray, gender: str, seed: int, steps: int = TINY_SAMPLING.steps) -> Pictures:
     """One person, once for each of PROMPTS, all from the same noise."""
-    # Away from the empty prompt: small models follow their prompt better so. FLUX.1 learned that from its teacher and needs none.
-    settings = dataclasses.replace(TINY_SAMPLING, steps=steps, true_cfg=2.0)
+    settings = dataclasses.replace(TINY_SAMPLING, steps=steps, true_cfg=TINY_TRUE_CFG)
     prompts = [prompt.format(gender) for prompt in PROMPTS]
     return pipeline(prompts, id_embedding=embedding, negative_prompt="", seeds=[seed] * len(prompts), settings=settings)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from examples.tiny_world.sizes import Sizes
 from infu_jax import runs
+from infu_jax.assets import TINY_TRUE_CFG
 
 ROOT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent
@@ -28,7 +29,6 @@ STAND_IN = (
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
 SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
-TRUE_CFG = 2.0  # FLUX.1-dev's guidance is distilled into it; this base has none, and paints clearer pictures with a negative pass
 INFUSENET = {"stage1", "stage2", "stage2_single"}
 TRAINED = ("autoencoder", "decoder", "recogniser", "base", *sorted(INFUSENET))
 
@@ -169,7 +169,7 @@ def synthesis(world: World) -> None:
     if not out.exists():
         models = ("--base", world.base, "--transformer", world.transformer, "--infu", world.out / "stage1", "--arcface", world.arcface)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
-        guided = ("--true-cfg", TRUE_CFG, "--negative-prompt", "")
+        guided = ("--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
         how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, "--prompts-file", file, *guided)
         python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
     _features(world, out, ("latents", "control", "t5", "clip", "arcface"))

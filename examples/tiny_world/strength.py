@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.tiny_world import classifier, prompts
-from examples.tiny_world.stages import TRUE_CFG, World
+from examples.tiny_world.stages import World
 from infu_jax import checkpoint, face
-from infu_jax.assets import TINY_SAMPLING
+from infu_jax.assets import TINY_SAMPLING, TINY_TRUE_CFG
 from infu_jax.evaluation.identities import Identity
 from infu_jax.pipeline import InfUPipeline
 
@@ -39,7 +39,7 @@ def table(world: World, run: Path, who: list[Identity], asked: list[prompts.Aske
     seen = {name: _embedding(judge, pipeline.detector, photo) for name, photo in photos.items()}
     rows = ["| | identity similarity (judge) | attribute accuracy | faces found |", "|---|---|---|---|"]
     for name, changed in tqdm(SETTINGS.items(), desc="strengths", disable=None):
-        settings = dataclasses.replace(TINY_SAMPLING, steps=world.sizes.sampling_steps, true_cfg=TRUE_CFG, **changed)
+        settings = dataclasses.replace(TINY_SAMPLING, steps=world.sizes.sampling_steps, true_cfg=TINY_TRUE_CFG, **changed)
         images = []
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from data_pipeline import people
 from examples.tiny_world import classifier, prompts, strength
-from examples.tiny_world.stages import SHOTS, SIZE, TRUE_CFG, World, python
+from examples.tiny_world.stages import SHOTS, SIZE, World, python
 from infu_jax import checkpoint, face
+from infu_jax.assets import TINY_TRUE_CFG
 from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
 from infu_jax.prompts import read_prompts
@@ -40,7 +41,7 @@ def make(world: World) -> None:
         if (folder / "table.md").exists():
             continue
         models = ("--infu", world.out / run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
-        how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TRUE_CFG, *SIZE, *options)
+        how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
         python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")
     (out / "strength.md").write_text(strength.table(world, world.out / "stage2", identities.read_identities(photos), asked), encoding="utf-8")

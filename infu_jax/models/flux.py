@@ -221,7 +221,8 @@ def modulate(mod: Linear, vec: Float[Array, "B D"]) -> Float[Array, "B n D"]:
     """Shifts, scales and gates of one layer.
 
     A TPU multiplies a single row by a matrix in its vector unit, and XLA first copies the whole stack of kernels to where that wants them: 10 GiB
-    for FLUX.1 and InfuseNet. Two rows go to the matrix unit, which takes the kernels as they lie.
+    for FLUX.1 and InfuseNet. Two rows go to the matrix unit, which takes the kernels as they lie. A batch with one row for
+    each of several devices is left alone: with two for each, simulated devices could wait for each other for ever (docs/performance.md).
     """
     rows = jnp.repeat(nnx.silu(vec), 2, axis=0) if vec.shape[0] == 1 else nnx.silu(vec)
     return constrain_batch(mod(rows)[: vec.shape[0]])
