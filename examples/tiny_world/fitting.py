@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from infu_jax import checkpoint, config, runs
 from infu_jax.errors import InputError
 from infu_jax.metrics import RunLog
 from infu_jax.run_state import Checkpoints
+from infu_jax.sharding import batch_sharding, make_mesh
 from infu_jax.train_config import CheckpointConfig
 
 Batch = Mapping[str, np.ndarray]
@@ -48,7 +50,7 @@ def fit(
     how: Fit,
     look: Callable[[Mapping[str, nnx.Module]], tuple[Mapping[str, float], np.ndarray | None]],
 ) -> Path:
-    """Train modules with AdamW, a linear rise and a cosine fall, and return `out`.
+    """Train modules with AdamW, a linear rise and a cosine fall, each batch split over all devices, and return `out`.
 
     make: the modules, by their name in the run; norms among them may move their running statistics in place.
     loss: (modules, batch, key, progress from 0 to 1) -> (loss, other numbers for the log).
@@ -73,7 +75,9 @@ def fit(
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), rest, moments), {"loss": value, **numbers}
 
-    state = (params, rest, jax.jit(optimizer.init)(params))
+    mesh = make_mesh()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put((params, rest, jax.jit(optimizer.init)(params)), everywhere)
     every = max(how.steps // 8, 25)
     settings = {name: getattr(how, name) for name in how.__dataclass_fields__}
     sizes = {name: config.to_json(module.cfg) for name, module in whole.items() if hasattr(module, "cfg")}
@@ -88,12 +92,14 @@ def fit(
             start, saved = found
             modules = {name: checkpoint.with_params(module, saved[name]) for name, module in whole.items()}
             params, rest = nnx.split(modules, nnx.Param, ...)[1:]
-            state = (params, rest, jax.tree.unflatten(jax.tree.structure(state[2]), [saved["optimizer"][k] for k in _flat(state[2])]))
+            moments = jax.tree.unflatten(jax.tree.structure(state[2]), [saved["optimizer"][k] for k in _flat(state[2])])
+            state = jax.device_put((params, rest, moments), everywhere)
         runs.write_run(out, {"settings": settings, "models": sizes})
         with RunLog(out, start) as log, tqdm(total=how.steps, initial=start, desc=out.name, unit="step", disable=None) as bar:
             seen = []
             for step in range(start + 1, how.steps + 1):
-                state, numbers = update(state, batch(np.random.default_rng([how.seed, step])), jnp.int32(step - 1))
+                shown = jax.device_put(batch(np.random.default_rng([how.seed, step])), batch_sharding(mesh, how.batch_size))
+                state, numbers = update(state, shown, jnp.int32(step - 1))
                 seen.append(numbers)
                 bar.update()
                 if step % 50 == 0 or step == how.steps:
