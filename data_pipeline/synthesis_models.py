@@ -40,7 +40,7 @@ def open_models(args: Args) -> Models:
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "elsewhere" for path, _ in loras]
     mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.local_devices())
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
-    if args.base is None and args.infu is None:
+    if places["base"] is None:
         print("using the embedded tiny stack; give --base and --infu for the released models", file=sys.stderr)
     with memory_advice(ADVICE), tqdm(total=7, desc="loading", leave=False, disable=None) as bar:
         pipeline = InfUPipeline.load(

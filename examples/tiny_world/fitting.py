@@ -75,9 +75,8 @@ def fit(
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), rest, moments), {"loss": value, **numbers}
 
+    state = (params, rest, jax.jit(optimizer.init)(params))
     mesh = make_mesh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    state = jax.device_put((params, rest, jax.jit(optimizer.init)(params)), everywhere)
     every = max(how.steps // 8, 25)
     settings = {name: getattr(how, name) for name in how.__dataclass_fields__}
     sizes = {name: config.to_json(module.cfg) for name, module in whole.items() if hasattr(module, "cfg")}
@@ -92,8 +91,8 @@ def fit(
             start, saved = found
             modules = {name: checkpoint.with_params(module, saved[name]) for name, module in whole.items()}
             params, rest = nnx.split(modules, nnx.Param, ...)[1:]
-            moments = jax.tree.unflatten(jax.tree.structure(state[2]), [saved["optimizer"][k] for k in _flat(state[2])])
-            state = jax.device_put((params, rest, moments), everywhere)
+            state = (params, rest, jax.tree.unflatten(jax.tree.structure(state[2]), [saved["optimizer"][k] for k in _flat(state[2])]))
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         runs.write_run(out, {"settings": settings, "models": sizes})
         with RunLog(out, start) as log, tqdm(total=how.steps, initial=start, desc=out.name, unit="step", disable=None) as bar:
             seen = []

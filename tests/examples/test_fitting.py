@@ -1,5 +1,7 @@
 """The training loop of the tiny world's small networks: it goes on where it stopped, and a batch may lie on any number of devices."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,24 +43,23 @@ def apart(a, b) -> float:
 
 def test_a_run_that_was_cut_goes_on_to_the_same_result(tmp_path):
     whole = train(tmp_path / "whole", batch)
-    asked = []
+    asked = Mock(wraps=batch)
 
     def until_30(rng):
-        asked.append(rng)
-        if len(asked) > 30:
+        if asked.call_count == 30:
             raise KeyboardInterrupt
-        return batch(rng)
+        return asked(rng)
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", until_30)
-    again = []
-    assert apart(whole, train(tmp_path / "cut", lambda rng: (again.append(rng), batch(rng))[1])) == 0
-    assert len(again) == 15  # from the checkpoint of step 25
+    asked.reset_mock()
+    assert apart(whole, train(tmp_path / "cut", asked)) == 0
+    assert asked.call_count == 15  # from the checkpoint of step 25
 
 
 def test_one_device_and_several_agree(tmp_path, monkeypatch):
     several = train(tmp_path / "several", batch)
-    seen = []
-    monkeypatch.setattr(fitting, "make_mesh", lambda: seen.append(1) or make_mesh(devices=jax.devices()[:1]))
+    one = Mock(return_value=make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(fitting, "make_mesh", one)
     assert apart(several, train(tmp_path / "one", batch)) < 1e-5
-    assert seen and jax.device_count() > 1
+    assert one.called and jax.device_count() > 1
