@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from infu_jax.train_config import OptimizerConfig
 
@@ -72,6 +72,12 @@ def muon(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         learning_rate(cfg, steps), beta=cfg.muon_beta, weight_decay=cfg.weight_decay, adam_b1=cfg.b1, adam_b2=cfg.b2, adam_weight_decay=cfg.weight_decay,
         eps=cfg.eps, muon_weight_dimension_numbers=matrices, consistent_rms=0.2,
     )  # fmt: skip
+
+
+def average(ema, params, step: Int[Array, ""], decay: float):
+    """Exponential moving average, with a shorter memory at first so that the initial weights fade."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
 
 
 def keep_moments_in(adam: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:

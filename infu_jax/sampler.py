@@ -88,16 +88,18 @@ def velocity(
     dtype,
     *,
     tables: Tables | None = None,
+    residuals: Residuals | None = None,
     remat: Remat = "block",
 ) -> tuple[Float[Array, "B L C"], Residuals | None]:
     """Velocity of `img` at time `t` in float32, and the residuals that went into it; the models compute in `dtype`.
 
     t: one time for all pictures, or one for each (B,).
     tables: the models' modulations at `t`; by default they are computed here.
+    residuals: InfuseNet's, where they have been computed already and `given` has no identity.
     remat: what a backward pass keeps, see `layers.scan`.
     """
     mods = tables or Tables(None, None, None)
-    t, x, residuals = jnp.broadcast_to(t, len(img)), img.astype(dtype), None
+    t, x = jnp.broadcast_to(t, len(img)), img.astype(dtype)
     if given.identity is not None:
         who = given.identity
         residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale, modulation=mods.infusenet, remat=remat)

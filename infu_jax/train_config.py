@@ -149,6 +149,9 @@ class OptimizerConfig:
     """Gradients are scaled down to this global norm. Assumption: 1; None turns it off."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """How Adam's two moments are kept. bfloat16 halves them; it rounds stochastically, since small changes would be lost otherwise."""
+    in_backward: bool = False
+    """Update each block of InfuseNet in the backward pass, so that no gradients are kept: 12 GiB less on one chip. The same numbers, but with
+    a clip_norm InfuseNet's backward pass runs twice, first for the norm, and InfuseNet's own blocks are always computed again, whatever `remat` says."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the trained weights too, e.g. 0.9999. Assumption: off; it costs as much memory as the weights."""
 
@@ -269,6 +272,11 @@ class TrainConfig:
             self.models.base_weights == "auto" or self.trainable != "base",
             f"models.base_weights is {self.models.base_weights}, which is for a frozen base; with trainable base leave it at auto",
         )
+        _check(
+            not self.optimizer.in_backward or (self.trainable, self.optimizer.kind, self.accumulate) == ("infusenet", "adamw", 1),
+            f"optimizer.in_backward is for trainable infusenet, optimizer.kind adamw and accumulate 1; "
+            f"here they are {self.trainable}, {self.optimizer.kind} and {self.accumulate}",
+        )
         _check(self.models.base_from_scratch is False or self.trainable == "base", "models.base_from_scratch needs trainable base")
         first, last = self.profile_steps or (0, 0)
         _check(0 <= first <= last, f"profile_steps are {self.profile_steps}; two steps, the first not after the last, are needed")
@@ -276,8 +284,8 @@ class TrainConfig:
 
 # Settings that may change when a run goes on: they decide where and how fast it runs, not what it computes.
 _FREE = (
-    "out", "accumulate", "remat", "mesh.*", "distributed.*", "checkpoint.*", "validation.*", "log_every_steps", "profile_steps", "accept_changes",
-    "compilation_cache", "models.init", "data.paths", "data.features", "data.workers", "data.threads", "data.prefetch",
+    "out", "accumulate", "remat", "optimizer.in_backward", "mesh.*", "distributed.*", "checkpoint.*", "validation.*", "log_every_steps", "profile_steps",
+    "accept_changes", "compilation_cache", "models.init", "data.paths", "data.features", "data.workers", "data.threads", "data.prefetch",
 )  # fmt: skip
 
 

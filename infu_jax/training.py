@@ -17,25 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from infu_jax import flow, latents, sampler
+from infu_jax import flow, in_backward
 from infu_jax.checkpoint import param_shapes, with_params
 from infu_jax.errors import InputError
-from infu_jax.models.autoencoder import sample_latents
-from infu_jax.optimizer import learning_rate, make_optimizer
+from infu_jax.objective import Batch, Draws, Models, Params, draw, encode, latent_shape, losses
+from infu_jax.optimizer import average, learning_rate, make_optimizer
 from infu_jax.runs import EMA
 from infu_jax.sharding import RULES, batch_axes, batch_sharding, param_shardings
-from infu_jax.train_config import ObjectiveConfig, TrainConfig
-
-# Model -> parameter path -> array: what is trained, and what has its shape (gradients, moments, averages).
-Params = Mapping[str, Mapping[str, Any]]
-Models = Mapping[str, nnx.Module]
-Batch = Mapping[str, jax.Array]  # see `data_pipeline.loader.Loader`
+from infu_jax.train_config import TrainConfig
 
 TRAINED = {"infusenet": ("infusenet", "resampler"), "base": ("flux",)}
 TIME_BINS = 10
@@ -48,15 +42,6 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     ema: Params | None
-
-
-class Draws(NamedTuple):
-    """What is drawn for each picture of a batch."""
-
-    t: Float[Array, " B"]  # time in (0, 1), 1 is noise
-    noise: Float[Array, "B h w z"]
-    latent_noise: Float[Array, "B h w z"]  # for sampling the target's latents from their moments
-    control_noise: Float[Array, "B h w z"]  # the same for the control image
 
 
 class Metrics(NamedTuple):
@@ -73,71 +58,6 @@ class Metrics(NamedTuple):
 
 class NotFiniteError(InputError):
     """The loss or a gradient is infinite or no number."""
-
-
-class Encoded(NamedTuple):
-    """A batch after the frozen encoders."""
-
-    x0: Float[Array, "B h w z"]  # latents of the target
-    control: Float[Array, "B h w z"] | None
-    text: sampler.Text
-    id_embedding: Float[Array, "B E"] | None  # zero where the identity was dropped
-
-
-# The objective ------------------------------------------------------------------------------------
-
-
-def draw(key: Key[Array, ""], shape: tuple[int, ...], cfg: ObjectiveConfig, schedule: flow.ScheduleConfig) -> Draws:
-    """Times and noises for latents of `shape` (B, h, w, z)."""
-    keys = jax.random.split(key, 4)
-    t = flow.logit_normal_times(keys[0], shape[0], cfg.time_mean, cfg.time_std)
-    if cfg.shift_times:
-        t = flow.shift_times(t, (shape[1] // latents.PATCH) * (shape[2] // latents.PATCH), schedule)
-    return Draws(t, *(jax.random.normal(k, shape) for k in keys[1:]))
-
-
-def encode(models: Models, batch: Batch, draws: Draws, dtype) -> Encoded:
-    """What the transformers are given, from a batch's features or, where it has none, from its pictures and token ids."""
-    vae = models["autoencoder"]
-
-    def sample(name: str, pixels: str, noise):
-        if f"{name}_mean" in batch:
-            mean, logvar = batch[f"{name}_mean"], batch[f"{name}_logvar"]
-        else:
-            mean, logvar = vae.moments(batch[pixels].astype(dtype) / 127.5 - 1)
-        return sample_latents(vae.cfg, mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
-
-    txt = batch["txt"].astype(dtype) if "txt" in batch else models["t5"](batch["t5_ids"], dtype=dtype)
-    y = batch["y"].astype(dtype) if "y" in batch else models["clip"](batch["clip_ids"], dtype=dtype)[1]
-    x0, text = sample("latent", "pixels", draws.latent_noise), sampler.Text(txt, y)
-    if "infusenet" not in models:
-        return Encoded(x0, None, text, None)
-    if "id_embedding" in batch:
-        id_embedding = batch["id_embedding"].astype(jnp.float32)
-    else:
-        id_embedding = models["arcface"](2 * (batch["id_crop"].astype(jnp.float32) / 255) - 1)  # as `face.arcface_input`
-    id_embedding = jnp.where(batch["id_keep"][:, None], id_embedding, 0.0)
-    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding)
-
-
-def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype) -> Float[Array, " B"]:
-    """Mean squared error of the velocity, of each picture, in float32."""
-    h, w = given.x0.shape[1:3]
-    z, velocity = flow.interpolate(latents.pack(given.x0), latents.pack(draws.noise), draws.t)
-    predicted, _ = sampler.velocity(
-        models["flux"], models.get("infusenet"), z, draws.t, conditions(models, given, h, w, cfg, cfg.objective.guidance, dtype), dtype, remat=cfg.remat
-    )
-    return jnp.square(predicted - velocity).mean((1, 2))
-
-
-def conditions(models: Models, given: Encoded, h: int, w: int, cfg: TrainConfig, guidance: float, dtype) -> sampler.Conditions:
-    """What the velocity depends on besides latents (of h x w cells) and time."""
-    who = None
-    if "infusenet" in models:
-        id_tokens = models["resampler"](given.id_embedding[:, None].astype(dtype))
-        control = latents.pack(given.control.astype(dtype))
-        who = sampler.identity(models["infusenet"].cfg, id_tokens, control, h, w, guidance=cfg.objective.infusenet_guidance, scale=1.0)
-    return sampler.conditions(models["flux"].cfg, given.text, h, w, guidance=guidance, identity=who)
 
 
 # The step -----------------------------------------------------------------------------------------
@@ -229,14 +149,17 @@ def make_step(
             key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
             draws = draw(key, latent_shape(frozen, batch), cfg.objective, schedule)
             draws = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, len(x)))), draws)
-        grads, each = (gradients if cfg.accumulate == 1 else accumulated)(state.params, frozen, batch, draws)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else _average(state.ema, params, state.step, cfg.optimizer.ema_decay)
+        if cfg.optimizer.in_backward:
+            params, opt_state, ema, norm, each = in_backward.make_update(cfg, trained, shardings.params, dtype)(*state, frozen, batch, draws)
+        else:
+            grads, each = (gradients if cfg.accumulate == 1 else accumulated)(state.params, frozen, batch, draws)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params, norm = optax.apply_updates(state.params, updates), optax.global_norm(grads)
+            ema = None if state.ema is None else average(state.ema, params, state.step, cfg.optimizer.ema_decay)
         bins = jax.nn.one_hot(jnp.clip((draws.t * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1), TIME_BINS)
         metrics = Metrics(
             loss=each.mean(),
-            grad_norm=optax.global_norm(grads),
+            grad_norm=norm,
             param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(rate(state.step), jnp.float32),
             bin_loss=each @ bins,
@@ -270,23 +193,8 @@ def summary(seen: Sequence[Metrics]) -> dict[str, float]:
     return {**mean, "learning_rate": float(seen[-1].learning_rate), **bins}
 
 
-def latent_shape(frozen: Models, batch: Batch) -> tuple[int, ...]:
-    """(B, h, w, z) of a batch's latents."""
-    if "latent_mean" in batch:
-        return batch["latent_mean"].shape
-    cfg = frozen["autoencoder"].cfg
-    b, height, width, _ = batch["pixels"].shape
-    return b, height // cfg.downscale, width // cfg.downscale, cfg.z_channels
-
-
 def _parts(x: jax.Array, n: int) -> jax.Array:
     """(B, ...) -> (n, B / n, ...). Part i is rows i, i + n, ...: so every device keeps the rows that it has."""
     mesh = jax.sharding.get_abstract_mesh()
     parts = x.reshape(len(x) // n, n, *x.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(parts, P(None, batch_axes(mesh, len(x) // n)))
-
-
-def _average(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
-    """Exponential moving average, with a shorter memory at first so that the initial weights fade."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)

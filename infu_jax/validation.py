@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import face, flow, latents, pictures, sampler, training
+from infu_jax import face, flow, latents, objective, pictures, sampler
 from infu_jax.checkpoint import with_params
+from infu_jax.objective import Batch, Draws, Models, Params
 from infu_jax.sharding import batch_axes
 from infu_jax.train_config import TrainConfig
-from infu_jax.training import Batch, Draws, Models, Params
 
 # Steps count up from 0 and never get here: noises of their own, the same at every validation.
 _STREAM = 2**31 - 1
@@ -32,17 +32,17 @@ class Validation:
 
         @jax.jit
         def loss(params: Params, frozen: Models, batch: Batch, t: jax.Array, key: jax.Array):
-            draws = self._draws(key, training.latent_shape(frozen, batch))._replace(t=t)
+            draws = self._draws(key, objective.latent_shape(frozen, batch))._replace(t=t)
             everything = models(params, frozen)
-            return training.losses(everything, training.encode(everything, batch, draws, dtype), draws, cfg, dtype).mean()
+            return objective.losses(everything, objective.encode(everything, batch, draws, dtype), draws, cfg, dtype).mean()
 
         @partial(jax.jit, static_argnames="steps")
         def paint(params: Params, frozen: Models, batch: Batch, key: jax.Array, schedule: flow.Schedule, steps: int):
             everything = models(params, frozen)
-            shape = training.latent_shape(frozen, batch)
+            shape = objective.latent_shape(frozen, batch)
             draws = self._draws(key, shape)
-            given = training.encode(everything, batch, draws, dtype)
-            told = training.conditions(everything, given, *shape[1:3], cfg, cfg.validation.guidance, dtype)
+            given = objective.encode(everything, batch, draws, dtype)
+            told = objective.conditions(everything, given, *shape[1:3], cfg, cfg.validation.guidance, dtype)
             img = sampler.denoise(everything["flux"], everything.get("infusenet"), latents.pack(draws.noise), schedule, 0, steps, told, dtype)
             decode = lambda z: everything["autoencoder"].decode(z.astype(dtype)).astype(jnp.float32)  # noqa: E731
             return decode(latents.unpack(img, *shape[1:3])), decode(given.x0), given.id_embedding
@@ -51,7 +51,7 @@ class Validation:
         self._embed = jax.jit(lambda arcface, crops: arcface(crops))
 
     def _draws(self, key: jax.Array, shape: tuple[int, ...]) -> Draws:
-        drawn = training.draw(key, shape, self._cfg.objective, self._schedule)
+        drawn = objective.draw(key, shape, self._cfg.objective, self._schedule)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(batch_axes(self._mesh, len(x)))), drawn)
 
     def loss(self, params: Params, frozen: Models, batches: Sequence[Batch]) -> dict[str, float]:
@@ -69,7 +69,7 @@ class Validation:
 
         A picture without a face counts as similarity 0, and its share is `validation/faces`.
         """
-        h, w = training.latent_shape(frozen, batch)[1:3]
+        h, w = objective.latent_shape(frozen, batch)[1:3]
         steps = self._cfg.validation.sampling_steps
         schedule = jax.tree.map(jnp.asarray, flow.schedule(steps, (h // latents.PATCH) * (w // latents.PATCH), self._schedule))
         made, target, id_embedding = (None if x is None else self._fetch(x) for x in self._paint(params, frozen, batch, self._keys, schedule, steps))

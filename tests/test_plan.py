@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import flops
+from infu_jax import checkpoint, flops
 from infu_jax.checkpoint import params_of
 from infu_jax.config import FluxConfig, MeshConfig, SamplingConfig
 from infu_jax.errors import InputError
@@ -22,7 +22,7 @@ from infu_jax.plan import budget, chips, report, sampling, training
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import make_mesh
-from infu_jax.train_config import DataConfig, ModelsConfig
+from infu_jax.train_config import DataConfig, ModelsConfig, OptimizerConfig
 from tests import random_stack
 from tests.conftest import ROOT
 
@@ -197,6 +197,24 @@ def test_flops():
         counted = budget.training_flops(TrainArgs(out=Path("unused"), remat=remat), sizes, 1)
         share[remat] = counted["executed"] / counted["least"]
     assert share["offload"] == share["block"] > share["attention"] > share["dots"] == share["none"] > 1
+    for remat, clip_norm in (("block", None), ("block", 1.0), ("dots", None)):
+        args = TrainArgs(out=Path("unused"), remat=remat, optimizer=OptimizerConfig(in_backward=True, clip_norm=clip_norm))
+        counted = budget.training_flops(args, sizes, 1)
+        share[remat, clip_norm] = counted["executed"] / counted["least"]
+    # InfuseNet's own blocks are always computed again, and its whole backward pass where the norm is wanted first.
+    assert share["block", None] == share["block"] and share["dots"] < share["dots", None] < share["block", None] < share["block", 1.0] < 2
+
+
+def test_gradients_of_one_block():
+    """With `in_backward` there are those of one block at once and of what is in no block: a quarter of them on one chip."""
+    args = TrainArgs(out=Path("unused"), optimizer=OptimizerConfig(in_backward=True))
+    sizes = training.model_sizes(args)
+    infusenet, resampler = (checkpoint.param_shapes(checkpoint.abstract(name, sizes[name])) for name in ("infusenet", "resampler"))
+    one = {name: s.shape[1:] if name.startswith("double_") else s.shape for name, s in infusenet.items() if not name.startswith("single_")}
+    count = sum(map(math.prod, one.values())) + sum(math.prod(s.shape) for s in resampler.values())
+    assert budget.gradients(args, sizes, budget._abstract(MeshConfig())) == 4 * count
+    everything = budget.gradients(dataclasses.replace(args, optimizer=OptimizerConfig()), sizes, budget._abstract(MeshConfig()))
+    assert 0.15 < 4 * count / everything < 0.3
 
 
 def test_choices():
@@ -212,6 +230,8 @@ def test_choices():
     sizes = training.model_sizes(train)
     one, many = (budget.choose_training(train, sizes, n, gib * 2.0**30) for n, gib in ((1, 48), (16, 31.25)))
     assert not one.fits and many.fits and many.mesh == MeshConfig(fsdp=16) and many.batch % 16 == 0 and many.batch >= 16 * 4
+    small = dict(models=ModelsConfig(base_weights="int8"), optimizer=OptimizerConfig(moment_dtype="bfloat16", in_backward=True))
+    assert budget.choose_training(dataclasses.replace(train, **small), sizes, 1, 48 * 2.0**30).fits  # one GPU of 48 GiB
     with pytest.raises(InputError, match="no mesh of so many chips divides"):
         budget._best([(MeshConfig(fsdp=7), 7)], lambda mesh, batch: budget.training(train, sizes, mesh, batch), lambda *_: (0,), 2.0**40)
     assert {(m.data, m.fsdp, m.tensor) for m in budget.meshes(FluxConfig(), 4)} == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}

@@ -5,6 +5,8 @@ Source: paper section 3.2, Fig. 3; diffusers `FluxControlNetModel`, which the re
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -52,25 +54,51 @@ class InfuseNet(MMDiT):
             modulation: from the method of this name; `t`, `y`, `guidance` and the parameters in `MODULATION` are then not used.
             remat: what the backward pass keeps, see `layers.scan`.
         """
-        id_count = id_tokens.shape[1]
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
-        x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
-        txt = constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
-        scale = jnp.asarray(scale, img.dtype)
-
-        def double(pair, carry, mods):
-            block, out = pair
-            x, txt = block(*carry, mods or block.modulation(vec), pe)
-            return (constrain_batch(x), constrain_batch(txt)), constrain_batch(scale * out(x))
-
-        blocks = nnx.List([self.double_blocks, self.double_out])
-        (x, txt), double_residuals = scan(double, blocks, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat)
-
-        def single(pair, x, mod):
-            block, out = pair
-            x = block(x, block.modulation(vec) if mod is None else mod, pe)
-            return constrain_batch(x), constrain_batch(scale * out(x[:, id_count:]))
-
-        blocks = nnx.List([self.single_blocks, self.single_out])
-        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), modulation and modulation.single, remat=remat)
+        x, txt = self.embed(img, id_tokens, control)
+        given = BlockInputs(vec, pe, jnp.asarray(scale, img.dtype))
+        double, single = self.stacks()
+        (x, txt), double_residuals = scan(
+            lambda pair, carry, mods: double_block(pair, carry, mods, given), double, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat
+        )
+        _, single_residuals = scan(
+            lambda pair, x, mod: single_block(pair, x, mod, given, txt.shape[1]),
+            single,
+            jnp.concatenate([txt, x], axis=1),
+            modulation and modulation.single,
+            remat=remat,
+        )
         return Residuals(double_residuals, single_residuals)
+
+    def embed(
+        self, img: Float[Array, "B L C"], id_tokens: Float[Array, "B T E"], control: Float[Array, "B L C"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
+        """Image tokens and ID tokens as the first block gets them."""
+        x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
+        return x, constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
+
+    def stacks(self) -> tuple[nnx.List, nnx.List]:
+        """The blocks of both kinds, each with the projection of its residual: stacked, as `scan` takes them."""
+        return nnx.List([self.double_blocks, self.double_out]), nnx.List([self.single_blocks, self.single_out])
+
+
+class BlockInputs(NamedTuple):
+    """What every block is given."""
+
+    vec: Float[Array, "B D"] | None  # None: its modulation is given
+    pe: RoPE
+    scale: Float[Array, ""]
+
+
+def double_block(pair, carry, mods, given: BlockInputs):
+    """One of the double stack: (image tokens, ID tokens) -> the same, and the residual."""
+    block, out = pair
+    x, txt = block(*carry, mods or block.modulation(given.vec), given.pe)
+    return (constrain_batch(x), constrain_batch(txt)), constrain_batch(given.scale * out(x))
+
+
+def single_block(pair, x, mod, given: BlockInputs, id_count: int):
+    """One of the single stack: ID tokens and image tokens in one -> the same, and the residual."""
+    block, out = pair
+    x = block(x, block.modulation(given.vec) if mod is None else mod, given.pe)
+    return constrain_batch(x), constrain_batch(given.scale * out(x[:, id_count:]))

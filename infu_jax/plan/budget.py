@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from infu_jax import flops, initial, quantize
 from infu_jax.checkpoint import abstract, param_shapes
@@ -91,12 +90,28 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
         # Of Muon's, only what is no block's kernel has two: a few per cent, which are left out here.
         "moments": trained * (1 if args.optimizer.kind == "muon" else 2) * (0.5 if args.optimizer.moment_dtype == "bfloat16" else 1),
         "average": trained if args.optimizer.ema_decay is not None else 0.0,
-        "gradients": trained,
+        "gradients": gradients(args, sizes, mesh),
         "activations": kept + _activations(cfg, tokens, 2, BACKWARD_WIDTHS, mesh),
     }
 
 
-def weights(name: str, sizes: Sizes, mesh: AbstractMesh, value: int, *, only: bool = False) -> float:
+def gradients(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh | Mesh) -> float:
+    """Bytes of the gradients that are there at once: all, or those of one block and of what is in no block (`in_backward`)."""
+    names = TRAINED[args.trainable]
+    if not args.optimizer.in_backward:
+        return sum(weights(name, sizes, mesh, 4) for name in names)
+    largest = "double_" if sizes["infusenet"].depth else "single_"
+    total = 0
+    for name in names:
+        for path, (shape, held) in _shards(name, sizes[name], mesh).items():
+            if not path.startswith(("double_", "single_")):
+                total += held
+            elif path.startswith(largest):
+                total += held // shape[0]
+    return 4.0 * total
+
+
+def weights(name: str, sizes: Sizes, mesh: AbstractMesh | Mesh, value: int, *, only: bool = False) -> float:
     """Bytes of a model's parameters of `value` bytes each; `only` those that make modulations."""
     return float(value * _numbers(name, sizes[name], mesh, only))
 
@@ -119,12 +134,19 @@ def training_flops(args: TrainArgs, sizes: Sizes, batch: int) -> Parts:
     """
     image, text, ids = _image_tokens(args.height, args.width), args.data.t5_length, sizes["resampler"].num_queries
     infusenet = sizes["infusenet"] if args.trainable == "infusenet" else None
-    towers = [(sizes["flux"], text)] + ([(infusenet, ids)] if infusenet else [])
-    linear = sum(flops.linear_flops(cfg, image, tokens) for cfg, tokens in towers)
-    attention = sum(flops.attention_flops(cfg, image, tokens) for cfg, tokens in towers)
-    again = {"offload": linear + attention, "block": linear + attention, "attention": linear, "dots": 0.0, "none": 0.0}[args.remat] + 1.5 * attention
+
+    def again(cfg: FluxConfig, tokens: int, remat: str) -> float:
+        linear, attention = flops.linear_flops(cfg, image, tokens), flops.attention_flops(cfg, image, tokens)
+        whole = linear + attention
+        return {"offload": whole, "block": whole, "attention": linear, "dots": 0.0, "none": 0.0}[remat] + 1.5 * attention
+
+    more = again(sizes["flux"], text, args.remat)
+    if infusenet:
+        more += again(infusenet, ids, "block" if args.optimizer.in_backward else args.remat)
+        if args.optimizer.in_backward and args.optimizer.clip_norm is not None:  # the backward pass for the norm alone
+            more += again(infusenet, ids, "block") + 2 * flops.infusenet_flops(infusenet, image, ids)
     least = flops.train_flops(sizes["flux"], infusenet, image, text, ids)
-    return {"least": batch * least, "executed": batch * (least + again)}
+    return {"least": batch * least, "executed": batch * (least + more)}
 
 
 # Choosing -----------------------------------------------------------------------------------------
@@ -181,7 +203,7 @@ def _abstract(mesh: MeshConfig) -> AbstractMesh:
     return AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _rows(mesh: AbstractMesh | jax.sharding.Mesh, batch: int) -> int:
+def _rows(mesh: AbstractMesh | Mesh, batch: int) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh, batch))
 
@@ -192,10 +214,16 @@ def _shapes(name: str, cfg: Any) -> dict[str, tuple[int, ...]]:
 
 
 @functools.cache
-def _numbers(name: str, cfg: Any, mesh: AbstractMesh, only: bool) -> int:
+def _shards(name: str, cfg: Any, mesh: AbstractMesh | Mesh) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Of each parameter its shape, and how many of its numbers one chip has."""
     shapes = _shapes(name, cfg)
     shardings = param_shardings(mesh, RULES[name], shapes)
-    return sum(math.prod(shardings[path].shard_shape(s)) for path, s in shapes.items() if not only or MODULATION.fullmatch(path))
+    return {path: (s, math.prod(shardings[path].shard_shape(s))) for path, s in shapes.items()}
+
+
+@functools.cache
+def _numbers(name: str, cfg: Any, mesh: AbstractMesh | Mesh, only: bool) -> int:
+    return sum(held for path, (_, held) in _shards(name, cfg, mesh).items() if not only or MODULATION.fullmatch(path))
 
 
 def _count(name: str, sizes: Sizes) -> int:

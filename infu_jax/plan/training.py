@@ -59,7 +59,7 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
     step = training.make_step(args, trained, state, mesh, flow.ScheduleConfig(), jnp.bfloat16)
     with jax.set_mesh(mesh):
         program = chips.compiled(step.lower(state, frozen, batch, None), args.effort)
-    gradients = held(state.params)
+    gradients = int(budget.gradients(args, sizes, mesh))
     gib = {"frozen weights": held(frozen), "trained weights": held(state.params), "moments": held(state.opt_state), "average": held(state.ema)}
     gib |= {"batch": held(batch), "gradients": gradients, "activations and all else that is temporary": program.temporary - gradients}
     return program, gib

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import buckets, features, index, loader, precompute, records, transforms
-from infu_jax import checkpoint, face, training
+from infu_jax import checkpoint, face, objective
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from infu_jax.train_config import DataConfig
@@ -115,7 +115,7 @@ def test_training_sees_no_difference(everything, tiny):
     models = {name: checkpoint.load_model(infu if name == "arcface" else base, name) for name in ("autoencoder", "t5", "clip", "arcface")}
     models["infusenet"] = None  # encode asks whether there is one
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(base / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(base / "tokenizer"))
-    encode = jax.jit(lambda batch, draws: training.encode(models, batch, draws, jnp.float32))
+    encode = jax.jit(lambda batch, draws: objective.encode(models, batch, draws, jnp.float32))
     kept, empty = set(), 0
     with (
         loader.open_loader(cfg, batch_size=1, seed=3) as ahead,
@@ -127,7 +127,7 @@ def test_training_sees_no_difference(everything, tiny):
             assert set(given) & set(computed) == {"id_keep", "record", "epoch"} and given["record"] == computed["record"]
             shape = given["latent_mean"].shape
             noise = jax.random.normal(jax.random.key(step), (3, *shape))
-            draws = training.Draws(jnp.zeros(1), *noise)
+            draws = objective.Draws(jnp.zeros(1), *noise)
             for a, b in zip(jax.tree.leaves(encode(given, draws)), jax.tree.leaves(encode(computed, draws)), strict=True):
                 assert_close(np.asarray(a), np.asarray(b), 1e-5) if np.any(b) else np.testing.assert_array_equal(a, b)
             kept.add((bool(computed["id_keep"][0]), bool(computed["control"].any())))

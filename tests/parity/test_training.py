@@ -1,6 +1,7 @@
 """The training step against PyTorch autograd and torch.optim.AdamW on diffusers' models, from the same weights, batches and draws."""
 
 import copy
+import dataclasses
 import pathlib
 
 import jax
@@ -12,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
-from infu_jax import face, training
+from infu_jax import face, objective, training
 from infu_jax.checkpoint import abstract, params_of
 from infu_jax.convert import autoencoder, flux, infusenet, resampler, rules
 from infu_jax.flow import ScheduleConfig
@@ -73,7 +74,7 @@ def ours(theirs):
     return Ours(theirs)
 
 
-def make_batch(seed: int) -> tuple[dict[str, np.ndarray], training.Draws]:
+def make_batch(seed: int) -> tuple[dict[str, np.ndarray], objective.Draws]:
     """Latents and text as features; control images as pictures, black ones and keypoints; one identity is dropped."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
@@ -85,7 +86,7 @@ def make_batch(seed: int) -> tuple[dict[str, np.ndarray], training.Draws]:
         latent_mean=draw(*cells), latent_logvar=draw(*cells) - 1, control=np.stack([keypoints, black, black, keypoints]), txt=draw(B, T, 24), y=draw(B, 12),
         id_embedding=embedding / np.linalg.norm(embedding, axis=-1, keepdims=True), id_keep=np.array([True, True, False, True]),
     )  # fmt: skip
-    return batch, training.Draws(np.float32(rng.uniform(0.05, 0.95, B)), draw(*cells), draw(*cells), draw(*cells))
+    return batch, objective.Draws(np.float32(rng.uniform(0.05, 0.95, B)), draw(*cells), draw(*cells), draw(*cells))
 
 
 def torch_losses(theirs, batch, draws, trainable) -> torch.Tensor:
@@ -137,7 +138,7 @@ class Run:
 
     def step(self, batch, draws) -> training.Metrics:
         with jax.set_mesh(self.mesh):
-            draws = training.Draws(**place_batch(self.mesh, draws._asdict(), B))
+            draws = objective.Draws(**place_batch(self.mesh, draws._asdict(), B))
             self.state, metrics = self.program(self.state, self.frozen, place_batch(self.mesh, batch, B), draws)
         return jax.device_get(metrics)
 
@@ -177,12 +178,21 @@ def autograd(theirs):
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(), dict(remat="offload"), dict(remat="attention", accumulate=2), dict(remat="dots"), dict(remat="none"), dict(trainable="base")],
+    [
+        dict(),
+        dict(in_backward=True),
+        dict(remat="offload"),
+        dict(remat="attention", accumulate=2),
+        dict(remat="dots"),
+        dict(remat="none"),
+        dict(trainable="base"),
+    ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "block",
 )
 def test_gradients(ours, autograd, settings):
     each, gradients = autograd(settings.get("trainable", "infusenet"))
-    run = Run(ours, optimizer=EXACT, **settings)
+    settings = dict(settings)
+    run = Run(ours, optimizer=dataclasses.replace(EXACT, in_backward=settings.pop("in_backward", False)), **settings)
     metrics = run.step(*make_batch(0))
     tools.assert_close(metrics.each, each)
     tools.assert_close(metrics.loss, each.mean())
@@ -190,14 +200,17 @@ def test_gradients(ours, autograd, settings):
     assert max(found.values()) <= TOLERANCE
 
 
-def test_steps_of_adamw(theirs, ours):
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_steps_of_adamw(theirs, ours, in_backward):
     """Four steps on four batches: clipping, rising and falling rate, weight decay.
 
     Adam divides by the root of the second moment: where a gradient is nothing but cancellation, the sign of a rounding error decides about a
     whole learning rate. So eps is about as large as that root is in the middle (1e-4), and amplifies nothing; then every number must agree,
     to 5e-4 of how far its parameter has moved at most.
     """
-    settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, decay="linear", final_rate=0.2, clip_norm=0.3, weight_decay=0.5, eps=1e-4)
+    settings = OptimizerConfig(
+        learning_rate=1e-2, warmup_steps=2, decay="linear", final_rate=0.2, clip_norm=0.3, weight_decay=0.5, eps=1e-4, in_backward=in_backward
+    )
     rates = [0.5e-2, 1e-2, 1e-2, 0.6e-2]
     models = {name: copy.deepcopy(module) for name, module in theirs.items()}
     before = {name: tensors(name, models[name]) for name in training.TRAINED["infusenet"]}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infu_jax import checkpoint, flow, initial, latents, optimizer, sampler, training
+from infu_jax import checkpoint, flow, initial, latents, objective, optimizer, sampler, training
 from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
 from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
 from infu_jax.errors import InputError
@@ -78,10 +78,13 @@ def alone():
     return run(make_mesh(devices=jax.devices()[:1]), 5, optimizer={"ema_decay": 0.9})
 
 
-@pytest.mark.parametrize(("sizes", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)])
-def test_meshes_and_parts_agree(alone, sizes, accumulate):
+@pytest.mark.parametrize(
+    ("sizes", "accumulate", "in_backward"),
+    [((8, 1, 1), 1, False), ((1, 8, 1), 1, False), ((2, 2, 2), 1, False), ((2, 2, 2), 2, False), ((1, 8, 1), 1, True), ((2, 2, 2), 1, True)],
+)
+def test_meshes_and_parts_agree(alone, sizes, accumulate, in_backward):
     """Five steps on eight devices are those on one: losses to 1e-5. Parameters too, where Adam's eps keeps it from dividing noise by noise."""
-    losses, state, _ = run(make_mesh(*sizes), 5, accumulate=accumulate, optimizer={"ema_decay": 0.9})
+    losses, state, _ = run(make_mesh(*sizes), 5, accumulate=accumulate, optimizer={"ema_decay": 0.9, "in_backward": in_backward})
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
     for found, expected in ((state.params, alone[1].params), (state.ema, alone[1].ema)):
         for name in found:
@@ -114,17 +117,17 @@ def test_everything_is_drawn_from_seed_and_step(alone):
     assert len(set(alone[0])) == 5
     key = jax.random.fold_in(jax.random.key(0), 3)  # of seed 0 and the fourth step
     assert alone[0][3] != alone[0][4]
-    draws = training.draw(key, (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
+    draws = objective.draw(key, (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
     assert np.array_equal(draws.t, jax.nn.sigmoid(jax.random.normal(jax.random.split(key, 4)[0], (8,))))
     np.testing.assert_allclose(
-        run(mesh, 1, draws=training.draw(jax.random.fold_in(jax.random.key(0), 0), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))[0], alone[0][:1], rtol=1e-6
+        run(mesh, 1, draws=objective.draw(jax.random.fold_in(jax.random.key(0), 0), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))[0], alone[0][:1], rtol=1e-6
     )
 
 
 def test_overfit_eight_pictures():
     """With one noise and time a picture, which can be learnt by heart: the loss falls by more than ten times."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    draws = training.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
+    draws = objective.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE)
     losses, _, _ = run(mesh, 200, draws=draws, optimizer={"learning_rate": 3e-3, "weight_decay": 0.0})
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.4f}")
     assert losses[-1] < losses[0] / 10
@@ -149,7 +152,7 @@ def test_a_new_infusenet_changes_nothing():
     alone, _ = sampler.velocity(flux, None, z, jnp.float32(0.3), sampler.conditions(FLUX, text, 8, 8, guidance=3.5), jnp.float32)
     guided, _ = sampler.velocity(flux, infusenet, z, jnp.float32(0.3), sampler.conditions(FLUX, text, 8, 8, guidance=3.5, identity=who), jnp.float32)
     np.testing.assert_array_equal(alone, guided)
-    losses, _, _ = run(mesh, 30, zero_outputs=True, draws=training.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))
+    losses, _, _ = run(mesh, 30, zero_outputs=True, draws=objective.draw(jax.random.key(5), (8, 8, 8, 16), ObjectiveConfig(), SCHEDULE))
     assert losses[-1] < 0.9 * losses[0]
 
 

@@ -1,0 +1,114 @@
+"""The training objective: the rectified-flow loss of a batch, with everything random given or drawn.
+
+Source: paper section 3.4; diffusers `train_controlnet_flux.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from infu_jax import flow, latents, sampler
+from infu_jax.models.autoencoder import sample_latents
+from infu_jax.models.flux import Residuals
+from infu_jax.train_config import ObjectiveConfig, TrainConfig
+
+# Model -> parameter path -> array: what is trained, and what has its shape (gradients, moments, averages).
+Params = Mapping[str, Mapping[str, Any]]
+Models = Mapping[str, nnx.Module]
+Batch = Mapping[str, jax.Array]  # see `data_pipeline.loader.Loader`
+
+
+class Draws(NamedTuple):
+    """What is drawn for each picture of a batch."""
+
+    t: Float[Array, " B"]  # time in (0, 1), 1 is noise
+    noise: Float[Array, "B h w z"]
+    latent_noise: Float[Array, "B h w z"]  # for sampling the target's latents from their moments
+    control_noise: Float[Array, "B h w z"]  # the same for the control image
+
+
+class Encoded(NamedTuple):
+    """A batch after the frozen encoders."""
+
+    x0: Float[Array, "B h w z"]  # latents of the target
+    control: Float[Array, "B h w z"] | None
+    text: sampler.Text
+    id_embedding: Float[Array, "B E"] | None  # zero where the identity was dropped
+
+
+def draw(key: Key[Array, ""], shape: tuple[int, ...], cfg: ObjectiveConfig, schedule: flow.ScheduleConfig) -> Draws:
+    """Times and noises for latents of `shape` (B, h, w, z)."""
+    keys = jax.random.split(key, 4)
+    t = flow.logit_normal_times(keys[0], shape[0], cfg.time_mean, cfg.time_std)
+    if cfg.shift_times:
+        t = flow.shift_times(t, (shape[1] // latents.PATCH) * (shape[2] // latents.PATCH), schedule)
+    return Draws(t, *(jax.random.normal(k, shape) for k in keys[1:]))
+
+
+def encode(models: Models, batch: Batch, draws: Draws, dtype) -> Encoded:
+    """What the transformers are given, from a batch's features or, where it has none, from its pictures and token ids."""
+    vae = models["autoencoder"]
+
+    def sample(name: str, pixels: str, noise):
+        if f"{name}_mean" in batch:
+            mean, logvar = batch[f"{name}_mean"], batch[f"{name}_logvar"]
+        else:
+            mean, logvar = vae.moments(batch[pixels].astype(dtype) / 127.5 - 1)
+        return sample_latents(vae.cfg, mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
+
+    txt = batch["txt"].astype(dtype) if "txt" in batch else models["t5"](batch["t5_ids"], dtype=dtype)
+    y = batch["y"].astype(dtype) if "y" in batch else models["clip"](batch["clip_ids"], dtype=dtype)[1]
+    x0, text = sample("latent", "pixels", draws.latent_noise), sampler.Text(txt, y)
+    if "infusenet" not in models:
+        return Encoded(x0, None, text, None)
+    if "id_embedding" in batch:
+        id_embedding = batch["id_embedding"].astype(jnp.float32)
+    else:
+        id_embedding = models["arcface"](2 * (batch["id_crop"].astype(jnp.float32) / 255) - 1)  # as `face.arcface_input`
+    id_embedding = jnp.where(batch["id_keep"][:, None], id_embedding, 0.0)
+    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding)
+
+
+def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype, residuals: Residuals | None = None) -> Float[Array, " B"]:
+    """Mean squared error of the velocity, of each picture, in float32.
+
+    residuals: InfuseNet's, where they have been computed already; it need not be among `models` then.
+    """
+    h, w = given.x0.shape[1:3]
+    z, velocity = interpolated(given, draws)
+    told = conditions(models, given, h, w, cfg, cfg.objective.guidance, dtype)
+    predicted, _ = sampler.velocity(models["flux"], models.get("infusenet"), z, draws.t, told, dtype, residuals=residuals, remat=cfg.remat)
+    return jnp.square(predicted - velocity).mean((1, 2))
+
+
+def interpolated(given: Encoded, draws: Draws) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
+    """The packed latents that the models see, and the velocity that they are to predict there."""
+    return flow.interpolate(latents.pack(given.x0), latents.pack(draws.noise), draws.t)
+
+
+def conditions(models: Models, given: Encoded, h: int, w: int, cfg: TrainConfig, guidance: float, dtype) -> sampler.Conditions:
+    """What the velocity depends on besides latents (of h x w cells) and time."""
+    who = identity(models, given, h, w, cfg, dtype) if "infusenet" in models else None
+    return sampler.conditions(models["flux"].cfg, given.text, h, w, guidance=guidance, identity=who)
+
+
+def identity(models: Models, given: Encoded, h: int, w: int, cfg: TrainConfig, dtype) -> sampler.Identity:
+    """What InfuseNet is told."""
+    id_tokens = models["resampler"](given.id_embedding[:, None].astype(dtype))
+    control = latents.pack(given.control.astype(dtype))
+    return sampler.identity(models["infusenet"].cfg, id_tokens, control, h, w, guidance=cfg.objective.infusenet_guidance, scale=1.0)
+
+
+def latent_shape(frozen: Models, batch: Batch) -> tuple[int, ...]:
+    """(B, h, w, z) of a batch's latents."""
+    if "latent_mean" in batch:
+        return batch["latent_mean"].shape
+    cfg = frozen["autoencoder"].cfg
+    b, height, width, _ = batch["pixels"].shape
+    return b, height // cfg.downscale, width // cfg.downscale, cfg.z_channels
