@@ -188,11 +188,11 @@ def open_data(cfg: TrainConfig, mesh):
 
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(cfg.models.base / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(cfg.models.base / "tokenizer"))
 
-    def open_part(data, size):
+    def open_part(data, size, **more):
         index, count = batch_part(mesh, size)
-        return open_loader(data, batch_size=size, seed=cfg.seed, process_index=index, process_count=count, **tokenizers)
+        return open_loader(data, batch_size=size, seed=cfg.seed, process_index=index, process_count=count, **tokenizers, **more)
 
-    loader = open_part(cfg.data, cfg.batch_size)
+    loader = open_part(cfg.data, cfg.batch_size, face_boxes=cfg.objective.face_weight != 1)
     if cfg.validation.every_steps is None:
         return loader, None
     # Without ArcFace's features, so that there is a face to show; nothing dropped, no keypoints, as most pictures are made.

@@ -125,6 +125,19 @@ class Draw:
         return min(int(np.searchsorted(weights, lot * weights[-1], side="right")), len(weights) - 1)  # the product may round up
 
 
+@dataclass(frozen=True)
+class FaceBox:
+    """Where the target's face is in the bucket: left, top, right, bottom."""
+
+    def arrays(self, bucket: Bucket) -> Arrays:
+        return {"face_box": ((4,), np.float32)}
+
+    def __call__(self, sample: Sample) -> None:
+        record = sample.target_record
+        how = transforms.fit(record.target_size, sample.bucket, record.target_keypoints, record.target_face)
+        sample.out["face_box"][...] = how.points(record.target_face.reshape(2, 2)).ravel()
+
+
 # From pictures and captions -----------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class Fit:
     """Left, top, right, bottom in pixels of the reduced picture."""
     bucket: Bucket
 
-    def points(self, points: Float32[np.ndarray, "5 2"]) -> Float32[np.ndarray, "5 2"]:
+    def points(self, points: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "n 2"]:
         """Points of the picture as points of the bucket."""
         (left, top, right, bottom), (height, width) = self.box, self.bucket
         scale = np.array([width / (right - left), height / (bottom - top)])

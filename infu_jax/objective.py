@@ -40,6 +40,7 @@ class Encoded(NamedTuple):
     control: Float[Array, "B h w z"] | None
     text: sampler.Text
     id_embedding: Float[Array, "B E"] | None  # zero where the identity was dropped
+    face_box: Float[Array, "B 4"] | None  # left, top, right, bottom in pixels of the target; None: the loss has no weights
 
 
 def draw(key: Key[Array, ""], shape: tuple[int, ...], cfg: ObjectiveConfig, schedule: flow.ScheduleConfig) -> Draws:
@@ -66,17 +67,17 @@ def encode(models: Models, batch: Batch, draws: Draws, dtype) -> Encoded:
     y = batch["y"].astype(dtype) if "y" in batch else models["clip"](batch["clip_ids"], dtype=dtype)[1]
     x0, text = sample("latent", "pixels", draws.latent_noise), sampler.Text(txt, y)
     if "infusenet" not in models:
-        return Encoded(x0, None, text, None)
+        return Encoded(x0, None, text, None, batch.get("face_box"))
     if "id_embedding" in batch:
         id_embedding = batch["id_embedding"].astype(jnp.float32)
     else:
         id_embedding = models["arcface"](2 * (batch["id_crop"].astype(jnp.float32) / 255) - 1)  # as `face.arcface_input`
     id_embedding = jnp.where(batch["id_keep"][:, None], id_embedding, 0.0)
-    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding)
+    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding, batch.get("face_box"))
 
 
 def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype, residuals: Residuals | None = None) -> Float[Array, " B"]:
-    """Mean squared error of the velocity, of each picture, in float32.
+    """Mean squared error of the velocity, of each picture, in float32; weighted by `token_weights` where the batch says where faces are.
 
     residuals: InfuseNet's, where they have been computed already; it need not be among `models` then.
     """
@@ -84,7 +85,25 @@ def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype
     z, velocity = interpolated(given, draws)
     told = conditions(models, given, h, w, cfg, cfg.objective.guidance, dtype)
     predicted, _ = sampler.velocity(models["flux"], models.get("infusenet"), z, draws.t, told, dtype, residuals=residuals, remat=cfg.remat)
-    return jnp.square(predicted - velocity).mean((1, 2))
+    errors = jnp.square(predicted - velocity).mean(2)
+    if given.face_box is not None:
+        pixels = models["autoencoder"].cfg.downscale * latents.PATCH
+        errors = errors * token_weights(given.face_box, h // latents.PATCH, w // latents.PATCH, pixels, cfg.objective.face_weight)
+    return errors.mean(1)
+
+
+def token_weights(box: Float[Array, "B 4"], rows: int, columns: int, pixels: int, face_weight: float) -> Float[Array, "B L"]:
+    """Weights of a picture's tokens, of `pixels` x `pixels` each: `face_weight` in the box, 1 outside, between them on its border; then scaled to mean 1."""
+
+    def inside(low: Float[Array, " B"], high: Float[Array, " B"], count: int) -> Float[Array, "B n"]:
+        """The share of each token that lies in the box, along one axis."""
+        start = pixels * jnp.arange(count, dtype=jnp.float32)
+        return jnp.clip(jnp.minimum(high[:, None], start + pixels) - jnp.maximum(low[:, None], start), 0, pixels) / pixels
+
+    left, top, right, bottom = box.T
+    share = inside(top, bottom, rows)[:, :, None] * inside(left, right, columns)[:, None]
+    weights = 1 + (face_weight - 1) * share.reshape(len(box), -1)
+    return weights / weights.mean(1, keepdims=True)
 
 
 def interpolated(given: Encoded, draws: Draws) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:

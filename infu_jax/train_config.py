@@ -115,8 +115,12 @@ class ObjectiveConfig:
     """Guidance value the base model is told. Assumption: 1, at which the distilled model is nearest to the data's own velocity, which is the target."""
     infusenet_guidance: float = 1.0
     """Guidance value InfuseNet is told. The release samples with 1."""
+    face_weight: float = 1.0
+    """How much the loss weighs in the face's box, against 1 elsewhere; each picture weighs the same. Paper: 1. More teaches faces before backgrounds, which
+    small models need (docs/tiny_world.md); records are then read even where all features are there. Validation losses have no weights."""
 
     def __post_init__(self):
+        _check(self.face_weight > 0, f"objective.face_weight is {self.face_weight}; more than 0 is needed")
         _check(self.time_std > 0, f"objective.time_std is {self.time_std}; more than 0 is needed")
 
 

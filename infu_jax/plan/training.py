@@ -81,7 +81,7 @@ def batch_shapes(args: TrainArgs, sizes: dict[str, Any], features: set[str]) -> 
     vae = sizes["autoencoder"]
     latent = (args.height // vae.downscale, args.width // vae.downscale, vae.z_channels)
     pixels, crop = (args.height, args.width, 3), (sizes["arcface"].image_size,) * 2 + (3,)
-    shapes = {"id_keep": ((), "bool")}
+    shapes = {"id_keep": ((), "bool")} | ({"face_box": ((4,), "float32")} if args.objective.face_weight != 1 else {})
     shapes |= {"latent_mean": (latent, "float32"), "latent_logvar": (latent, "float32")} if "latents" in features else {"pixels": (pixels, "uint8")}
     shapes |= {"control_mean": (latent, "float32"), "control_logvar": (latent, "float32")} if "control" in features else {"control": (pixels, "uint8")}
     shapes |= {"txt": ((args.data.t5_length, sizes["t5"].d_model), "float16")} if "t5" in features else {"t5_ids": ((args.data.t5_length,), "int32")}

@@ -9,7 +9,7 @@ from infu_jax.config import FluxConfig, InfuseNetConfig, ResamplerConfig
 from infu_jax.plan import training as plan
 from infu_jax.plan.settings import TrainArgs
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
-from infu_jax.train_config import DataConfig, ModelsConfig
+from infu_jax.train_config import DataConfig, ModelsConfig, ObjectiveConfig
 from tests import random_stack
 
 FLUX, INFU = random_stack.folders()
@@ -20,14 +20,16 @@ def args(**changes):
     return TrainArgs(**{"out": Path("unused"), "models": models, "batch_size": 8, **changes})
 
 
-@pytest.mark.parametrize("features", [(), ("latents", "control", "t5", "clip", "arcface"), ("control", "clip")])
-def test_batches_are_the_loaders(featured, features):
+@pytest.mark.parametrize(
+    ("features", "face_weight"), [((), 1.0), (("latents", "control", "t5", "clip", "arcface"), 1.0), (("control", "clip"), 1.0), (("latents", "clip"), 4.0)]
+)
+def test_batches_are_the_loaders(featured, features, face_weight):
     data = DataConfig(paths=(str(featured),), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, features=features)
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(FLUX / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(FLUX / "tokenizer"))
-    with open_loader(data, batch_size=4, seed=0, **tokenizers) as loader:
+    with open_loader(data, batch_size=4, seed=0, face_boxes=face_weight != 1, **tokenizers) as loader:
         [(height, width)] = loader.buckets
         found = {k: (x.shape[1:], str(x.dtype)) for k, x in loader.example((height, width)).items() if k not in ("record", "epoch")}
-    asked = args(data=data, height=height, width=width)
+    asked = args(data=data, height=height, width=width, objective=ObjectiveConfig(face_weight=face_weight))
     assert plan.batch_shapes(asked, plan.model_sizes(asked), set(features)) == found
 
 

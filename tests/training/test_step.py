@@ -133,6 +133,27 @@ def test_overfit_eight_pictures():
     assert losses[-1] < losses[0] / 10
 
 
+def test_the_face_weighs_more(alone):
+    """Weights of tokens by hand; with one for all boxes are without effect; and the loss is that of the tokens, weighted."""
+    box = jnp.array([[16.0, 0.0, 40.0, 32.0], [0.0, 0.0, 64.0, 64.0]])
+    weights = np.asarray(objective.token_weights(box, 4, 4, 16, 5.0)).reshape(2, 4, 4)
+    expected = np.ones((4, 4))
+    expected[:2, 1], expected[:2, 2] = 5, 3  # the box ends in the middle of the third column
+    np.testing.assert_allclose(weights[0], expected / expected.mean(), rtol=1e-6)
+    np.testing.assert_allclose(weights[1], 1, rtol=1e-6)
+    mesh = make_mesh(2, 2, 2)
+    boxes = jax.device_put(np.tile(np.float32([0, 0, 4, 4]), (8, 1)), batch_sharding(mesh, 8))  # the first of 4 x 4 tokens of 4 x 4 pixels
+    faces = {**batch(mesh), "face_box": boxes}
+    same, _, _ = run(mesh, 1, data=faces)
+    np.testing.assert_allclose(same, alone[0][:1], rtol=1e-5)
+    only = [run(mesh, 1, data=faces, objective=ObjectiveConfig(face_weight=w))[0][0] for w in (1e6, 1e-6)]
+    share = (only[0] + 15 * only[1]) / 16  # one token of 16 has the face, the other 15 the rest
+    np.testing.assert_allclose(share, same[0], rtol=1e-4)
+    assert abs(only[0] - only[1]) > 0.01 * same[0]
+    with pytest.raises(InputError, match="face_weight is 0"):
+        ObjectiveConfig(face_weight=0.0)
+
+
 def test_a_new_infusenet_changes_nothing():
     """Started from the base's first blocks with zero outputs, the picture is the base's own, bit for bit; and it can learn."""
     mesh = make_mesh(devices=jax.devices()[:1])
