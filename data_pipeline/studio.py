@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import hashlib
 import io
 import threading
 from collections import Counter
@@ -34,6 +35,14 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
+class Control:
+    """A photo whose face says where the face goes."""
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"]
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """One picture to be made."""
 
@@ -43,6 +52,8 @@ class Request:
     prompt: str
     seed: int
     """0 to 2^32 - 1."""
+    control: UInt8[np.ndarray, "H W 3"] | None = None
+    """Photo whose face says where the face goes; all requests have one, or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +87,8 @@ class Order:
     before: tuple[Hook, ...] = ()
     after: tuple[Hook, ...] = ()
     scorers: tuple[Scorer, ...] = ()
+    controls: Sequence[Control] = ()
+    """The first belongs to the first of the prompts, and so on, from the first again where there are fewer."""
     shown: frozenset[int] = frozenset()
     """People whose rejected pictures go, small, into the chunk for the contact sheet."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +114,7 @@ class _Job:
     """For the report."""
     seed: int
     prompt: str = ""
+    control: Control | None = None
     photo: Record | None = None
     data: bytes = b""
     image: UInt8[np.ndarray, "h w 3"] | None = None
@@ -135,7 +149,7 @@ class Maker:
         looking: list[Future[None]] = []
         for batch in _cut(wanted, self.models.batch):  # threads look at one batch while the devices make the next
             of = [photos[job.person, _key(job)] for job in batch]
-            requests = [Request(photo.image, photo.embedding, job.prompt, job.seed) for job, photo in zip(batch, of)]
+            requests = [Request(photo.image, photo.embedding, job.prompt, job.seed, job.control and job.control.image) for job, photo in zip(batch, of)]
             made = self.models.generate(_filled(requests, self.models.batch))
             for job, photo, image in zip(batch, of, made):
                 for hook in self.order.after:
@@ -161,14 +175,18 @@ class Maker:
             return job
         job.photo = person.photos[number % len(person.photos)]
         gender = self.order.genders.get(name) or person.gender or "any"
-        pool = _captions(person) if self.order.prompts is None else tuple(prompt.text for prompt in suiting(self.order.prompts, gender))
+        pool = _captions(person) if self.order.prompts is None else suiting(self.order.prompts, gender)
         if not pool:
             whose = "people whose gender is known" if gender == "any" else "another gender"
             without = "the photos have no captions" if self.order.prompts is None else f"all prompts are for {whose}"
             job.verdict.rejected = Rejected("no_prompt", without)
             return job
-        job.prompt = deal(pool, self.order.seed, name, number)
+        prompt = deal(pool, self.order.seed, name, number)
+        job.prompt = prompt.text
         job.given |= {"photo": job.photo.key, "prompt": job.prompt, "seed": job.seed}
+        if controls := self.order.controls:
+            job.control = controls[(prompt.number - 1) % len(controls)]
+            job.given["control"] = job.control.name
         return job
 
     def _prepare(self, jobs: Sequence[_Job]) -> dict[tuple[str, str], _Photo]:
@@ -279,14 +297,23 @@ def encode_picture(image: UInt8[np.ndarray, "h w 3"], format: str, quality: int)
     return file.getvalue()
 
 
-def deal(pool: Sequence[str], seed: int, person: str, number: int) -> str:
+def controls_digest(controls: Sequence[Control]) -> str:
+    """SHA-256 of the photos in their order."""
+    digest = hashlib.sha256()
+    for control in controls:
+        digest.update(repr((control.name, control.image.shape)).encode() + control.image.tobytes())
+    return digest.hexdigest()
+
+
+def deal(pool: Sequence[Item], seed: int, person: str, number: int) -> Item:
     """The prompt of a person's picture: all of the pool in an order of the person's own, then again."""
     order = np.random.default_rng(seed_of(seed, "prompts", person)).permutation(len(pool))
     return pool[int(order[number % len(pool)])]
 
 
-def _captions(person: Person) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(caption.text for photo in person.photos for caption in photo.captions))
+def _captions(person: Person) -> list[Prompt]:
+    texts = dict.fromkeys(caption.text for photo in person.photos for caption in photo.captions)
+    return [Prompt(number, text, "any") for number, text in enumerate(texts, 1)]
 
 
 def _key(job: _Job) -> str:

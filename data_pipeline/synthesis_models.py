@@ -61,6 +61,7 @@ def open_models(args: Args) -> Models:
             return pipeline(
                 [request.prompt for request in requests], id_embedding=np.stack([request.embedding for request in requests]),
                 seeds=[request.seed for request in requests], negative_prompt=args.negative_prompt, settings=args.sampling,
+                control_image=None if requests[0].control is None else [request.control for request in requests],
             ).images  # fmt: skip
 
     def other(crops):

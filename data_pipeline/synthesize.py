@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from data_pipeline.photos import Photos
     from data_pipeline.processes import Place
     from data_pipeline.report import Totals
-    from data_pipeline.studio import Models, Order
+    from data_pipeline.studio import Control, Models, Order
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Functions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:FUNCTION ...")]
@@ -65,6 +65,9 @@ class Args:
     prompts_file: OptionalPath = None
     """Text file with one prompt a line, `woman<TAB>prompt` or `man<TAB>prompt` for one gender only; or a .csv file with the columns prompt
     and gender. By default the captions of the person's own photos."""
+    controls: OptionalPath = None
+    """Folder of photos of anybody, whose faces say where the face goes: by name the first for the first prompt of --prompts-file and so on, from the
+    first again where there are fewer. Without it the model is left to choose."""
     genders: OptionalPath = None
     """A .csv file with the columns person and gender (woman or man), where the photos' manifest had no column gender. People whose gender is
     not known get the prompts for everybody."""
@@ -240,6 +243,7 @@ def _order(args: Args) -> tuple[Photos, Order]:
         raise InputError(f"the scorer {twice[0]} is given twice")
     settings = _photo_settings(args)
     check_detector(settings)
+    controls = _controls(args)
     photos = open_photos(args.photos, args.photos_per_person, settings)
     if not len(photos):
         raise InputError(f"{args.photos} shows nobody")
@@ -247,9 +251,22 @@ def _order(args: Args) -> tuple[Photos, Order]:
         raise InputError(f"{args.out} lies inside {args.photos}; choose a folder outside")
     order = Order(
         pictures=args.pictures, seed=args.seed, gates=args.gates, prompts=said, genders=genders, format=args.format, quality=args.quality,
-        before=before, after=after, scorers=scorers, shown=synthesis_sheets.shown_people(len(photos)),
+        before=before, after=after, scorers=scorers, shown=synthesis_sheets.shown_people(len(photos)), controls=controls,
     )  # fmt: skip
     return photos, order
+
+
+def _controls(args: Args) -> tuple[Control, ...]:
+    """The photos that say where faces go; each must show one at the size that is made."""
+    from data_pipeline.studio import Control
+    from infu_jax import face
+
+    if args.controls is None:
+        return ()
+    if args.prompts_file is None:
+        raise InputError("--controls go with the prompts of --prompts-file, one by one; give that too")
+    size, detector = (args.sampling.height, args.sampling.width), face.load_detector(args.detector, args.detector_root)
+    return tuple(Control(path.name, photo) for path, photo in face.read_controls(args.controls, *size, detector).items())
 
 
 def _photo_settings(args: Args) -> Settings:
@@ -267,6 +284,7 @@ def _photo_settings(args: Args) -> Settings:
 def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
     """What the result depends on, beside the models and the size of chunks."""
     from data_pipeline import records
+    from data_pipeline.studio import controls_digest
 
     said = repr(([(prompt.text, prompt.gender) for prompt in order.prompts or ()], sorted(order.genders.items())))
     return {
@@ -274,6 +292,7 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
         "photos": photos.stated()
         | ({} if "most" in photos.stated() and photos.stated()["kind"] == "dataset" else {"filters": dataclasses.asdict(args.photo_filters)}),
         "prompts": "captions of the photos" if order.prompts is None else f"{len(order.prompts)} prompts, sha256 {hashlib.sha256(said.encode()).hexdigest()}",
+        **({"controls": f"{len(order.controls)} photos, sha256 {controls_digest(order.controls)}"} if order.controls else {}),
         "before": [hook.stated() for hook in order.before],
         "after": [hook.stated() for hook in order.after],
         "scorers": [f"{scorer.stated()} at least {scorer.least:g}" for scorer in order.scorers],

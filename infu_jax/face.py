@@ -22,6 +22,7 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps
 
 from infu_jax.errors import InputError
+from infu_jax.pictures import SUFFIXES, is_picture
 
 MAX_PIXELS = 100_000_000
 DETECTION_SIDES = (640, 320, 160)  # the order in which the release tries its detector
@@ -295,6 +296,20 @@ def control_image(source: UInt8[np.ndarray, "h w 3"] | None, height: int, width:
     if source is None:
         return np.zeros((height, width, 3), np.uint8)
     return draw_keypoints(height, width, largest_face(detector, resize_and_pad(source, height, width)).keypoints)
+
+
+def read_controls(folder: Path, height: int, width: int, detector: Detector) -> dict[Path, UInt8[np.ndarray, "h w 3"]]:
+    """The photos of a folder that are to say where faces go in pictures of height x width, by name. FaceError if there are none, or one shows no face."""
+    paths = sorted(path for path in folder.iterdir() if is_picture(path)) if folder.is_dir() else []
+    if not paths:
+        raise FaceError(f"{folder} has no photos; expected a folder of {', '.join(SUFFIXES)} files, whose faces say where faces go")
+    photos = {path: read_image(path) for path in paths}
+    for path, photo in photos.items():
+        try:
+            control_image(photo, height, width, detector)
+        except NoFaceError as e:
+            raise FaceError(f"{path}: {e}") from None
+    return photos
 
 
 def control_image_from_keypoints(keypoints: Sequence | np.ndarray, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageEr
 
 from infu_jax.errors import InputError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEY = "infu_jax"
 # IPTC's term for pictures made by a trained model; viewers and platforms read it from the XMP packet.
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -22,6 +23,11 @@ XMP = (
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     f'Iptc4xmpExt:DigitalSourceType="{SYNTHETIC}"/></rdf:RDF></x:xmpmeta>'
 )
+
+
+def is_picture(path: Path) -> bool:
+    """Whether it is a file with a picture's suffix, and not hidden."""
+    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def save_png(path: Path, image: np.ndarray, recipe: Mapping[str, Any]) -> None:

@@ -155,7 +155,7 @@ class InfUPipeline:
         *,
         id_image: np.ndarray | None = None,
         id_embedding: np.ndarray | None = None,
-        control_image: np.ndarray | None = None,
+        control_image: np.ndarray | Sequence[np.ndarray] | None = None,
         keypoints: np.ndarray | None = None,
         negative_prompt: str | None = None,
         seeds: int | Sequence[int] = 42,
@@ -172,8 +172,8 @@ class InfUPipeline:
             prompts: what to paint.
             id_image: (h, w, 3) uint8 RGB photo; its largest face is the identity.
             id_embedding: (512,) or (B, 512), instead of `id_image`.
-            control_image: (h, w, 3) photo whose largest face says where the face goes; its keypoints are drawn.
-            keypoints: (5, 2) in pixels of the result, instead of `control_image`. Without either it is black.
+            control_image: (h, w, 3) photo whose largest face says where the face goes; its keypoints are drawn. Or a list of B photos.
+            keypoints: (5, 2) or (B, 5, 2) in pixels of the result, instead of `control_image`. Without either it is black.
             negative_prompt: what to move away from; used where settings.true_cfg > 1.
             seeds: of each picture; a single number counts up over the batch.
             settings: sizes, steps, scales; the release's defaults.
@@ -200,6 +200,8 @@ class InfUPipeline:
             raise InputError(f"id_embedding is {id_embedding.shape}; ({length},) or ({batch}, {length}) is needed here")
         id_embedding = np.broadcast_to(np.asarray(id_embedding, np.float32), (batch, length))
         drawn = self.draw_control(control_image, keypoints, settings)
+        if drawn.ndim == 4 and len(drawn) != batch:
+            raise InputError(f"there are {len(drawn)} control images or keypoints for {batch} pictures; give one for all, or one for each")
         noise = self._noise(noise, "noise", seeds, latents.LATENTS, shape)
         control_noise = self._noise(control_noise, "control_noise", seeds, latents.CONTROL, shape)
 
@@ -269,11 +271,13 @@ class InfUPipeline:
         except face.NoFaceError:
             return None
 
-    def draw_control(self, control_image: np.ndarray | None, keypoints: np.ndarray | None, settings: SamplingConfig) -> np.ndarray:
-        """The control image (height, width, 3) uint8 RGB: five keypoints on black, or black."""
+    def draw_control(self, control_image: np.ndarray | Sequence[np.ndarray] | None, keypoints: np.ndarray | None, settings: SamplingConfig) -> np.ndarray:
+        """The control image (height, width, 3) uint8 RGB: five keypoints on black, or black. Of several photos or points several, (B, height, width, 3)."""
         if keypoints is not None:
-            return face.control_image_from_keypoints(keypoints, settings.height, settings.width)
-        return face.control_image(control_image, settings.height, settings.width, self.detector)
+            draw = lambda points: face.control_image_from_keypoints(points, settings.height, settings.width)  # noqa: E731
+            return np.stack([draw(points) for points in keypoints]) if np.ndim(keypoints) == 3 else draw(keypoints)
+        draw = lambda photo: face.control_image(photo, settings.height, settings.width, self.detector)  # noqa: E731
+        return np.stack([draw(photo) for photo in control_image]) if isinstance(control_image, (list, tuple)) else draw(control_image)
 
     def _encode_text(self, prompts: Sequence[str], t5_length: int) -> sampler.Text:
         unique = list(dict.fromkeys(prompts))  # pictures of one prompt share the work
@@ -296,7 +300,9 @@ class InfUPipeline:
         return self._batch(self._back(tokens))
 
     def _encode_control(self, drawn: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Mean and log-variance of the control image's latents, (1, h, w, z) each."""
+        """Mean and log-variance of the control image's latents, (1, h, w, z) each; of several images (B, h, w, z)."""
+        if drawn.ndim == 4:
+            return jax.tree.map(lambda *rows: jnp.concatenate(rows), *(self._encode_control(each) for each in drawn))
         key = ("control", digest(drawn))
         if (moments := self.recent.get(key)) is None:
             pixels = drawn[None].astype(np.float32) / 127.5 - 1.0

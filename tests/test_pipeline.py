@@ -162,6 +162,20 @@ def test_what_is_given_is_used(pipeline, paint, traced):
     assert np.abs(points["control_latents"] - traced.trace["control_latents"]).max() > 0.01
 
 
+def test_keypoints_of_each_picture(pipeline):
+    """Several at once give each picture what it gets from its own alone, whether points or photos."""
+    points = np.stack([KEYPOINTS, KEYPOINTS + 3])
+    both = pipeline(PROMPTS, id_embedding=EMBEDDING, seeds=SEEDS, settings=SETTINGS, keypoints=points, trace=True).trace
+    for n in range(2):
+        alone = pipeline(PROMPTS, id_embedding=EMBEDDING, seeds=SEEDS, settings=SETTINGS, keypoints=points[n], trace=True).trace
+        np.testing.assert_array_equal(both["control_image"][n], alone["control_image"])
+        assert_close(both["control_latents"][n], alone["control_latents"][n], 1e-5)
+        assert_close(both["image"][n], alone["image"][n], 1e-5)
+    photos = [face.read_image(path) for path in sorted((ASSETS / "faces").glob("*.png"))[:2]]
+    drawn = pipeline.draw_control(photos, None, dataclasses.replace(SETTINGS, width=128, height=128))
+    assert drawn.shape == (2, 128, 128, 3) and drawn.any((1, 2, 3)).all() and (drawn[0] != drawn[1]).any()
+
+
 def test_outside_the_window_nothing_is_recorded(pipeline):
     settings = dataclasses.replace(SETTINGS, steps=4, guidance_start=0.25, guidance_end=0.75)
     trace = pipeline(PROMPTS, id_embedding=EMBEDDING, settings=settings, trace=True).trace
@@ -234,6 +248,7 @@ def test_bfloat16(tiny, pipeline, paint):
         ({"id_embedding": np.ones((3, 128), np.float32)}, r"id_embedding is \(3, 128\)"),
         ({"keypoints": KEYPOINTS, "control_image": np.zeros((9, 9, 3), np.uint8)}, "not both"),
         ({"keypoints": KEYPOINTS[:4]}, r"keypoints have shape \(4, 2\)"),
+        ({"keypoints": np.stack([KEYPOINTS] * 3)}, "there are 3 control images or keypoints for 2 pictures"),
         ({"keypoints": KEYPOINTS + 500}, "none of the five keypoints lies inside"),
         ({"settings": dataclasses.replace(SETTINGS, true_cfg=2.0)}, "there is no negative_prompt"),
         ({"settings": dataclasses.replace(SETTINGS, t5_length=0 + 1), "prompts": ["", ""], "noise": np.zeros((2, H, W, 4), np.float32)}, "noise is"),

@@ -17,7 +17,7 @@ from infu_jax.assets import TINY_TRUE_CFG
 ROOT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent
 SMALL = ("--filters.min-side", 96, "--filters.min-face", 16, "--filters.min-sharpness", 0, "--filters.duplicate-distance", "None")
-FIRST_PROMPT = 0
+FIRST_PROMPT, FIRST_STRANGER = 0, 960_000
 SHOTS = ("close-up", "portrait")  # at 128 pixels the faces of others are too small to know anybody
 BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 56)
 GATES = (
@@ -156,11 +156,12 @@ def classifier(world: World) -> None:
 
 def synthesis(world: World) -> None:
     """Pictures of the people of the snapshots, by the model of stage 1, in other scenes."""
-    from examples.tiny_world import prompts
+    from examples.tiny_world import prompts, strangers
 
-    file = world.out / "synthesis_prompts.txt"
+    file, made = world.out / "synthesis_prompts.txt", prompts.made(world.sizes.synthesis_prompts, FIRST_PROMPT)
     if not file.exists():
-        file.write_text(prompts.lines(prompts.made(world.sizes.synthesis_prompts, FIRST_PROMPT)), encoding="utf-8")
+        file.write_text(prompts.lines(made), encoding="utf-8")
+    controls = strangers.draw(world.out / "synthesis_controls", made, FIRST_STRANGER)
     manifest, out = world.drawn("real") / "manifest.jsonl", world.data("spms")
     photos = manifest.with_name("synthesis.jsonl")
     if not photos.exists():
@@ -169,8 +170,8 @@ def synthesis(world: World) -> None:
     if not out.exists():
         models = ("--base", world.base, "--transformer", world.transformer, "--infu", world.out / "stage1", "--arcface", world.arcface)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
-        guided = ("--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
-        how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, "--prompts-file", file, *guided)
+        asked = ("--prompts-file", file, "--controls", controls, "--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
+        how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, *asked)
         python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
     _features(world, out, ("latents", "control", "t5", "clip", "arcface"))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline import people
-from examples.tiny_world import classifier, prompts, strength
+from examples.tiny_world import classifier, prompts, strangers, strength
 from examples.tiny_world.stages import SHOTS, SIZE, World, python
 from infu_jax import checkpoint, face
 from infu_jax.assets import TINY_TRUE_CFG
@@ -18,15 +18,19 @@ from infu_jax.evaluation import comparing, identities, judging, pairs
 from infu_jax.evaluation.measuring import Recogniser
 from infu_jax.prompts import read_prompts
 
-FIRST_PERSON, FIRST_PROMPT = 910_000, 50_000
+FIRST_PERSON, FIRST_PROMPT, FIRST_STRANGER = 910_000, 50_000, 950_000
 PHOTOS = 3  # the first is what a model is shown
+KEYPOINTS = ("--controls", "controls")  # the folder that `strangers.draw` writes
 MODELS = {
     "base alone": ("stage1", ("--conditioning-scale", 0)),
     "stage 1": ("stage1", ()),
+    "stage 1 with keypoints": ("stage1", KEYPOINTS),
     "stage 2 on single samples": ("stage2_single", ()),
     "full (SPMS)": ("stage2", ()),
+    "full (SPMS) with keypoints": ("stage2", KEYPOINTS),
 }
-"""Rows of the table: the run and options of its pictures. The base is InfuseNet at scale 0, which gives exactly its picture."""
+"""Rows of the table: the run and options of its pictures. The base is InfuseNet at scale 0, which gives exactly its picture. With keypoints the
+five points of a stranger are given, who is drawn as the prompt asks."""
 
 
 def make(world: World) -> None:
@@ -36,11 +40,13 @@ def make(world: World) -> None:
     asked = prompts.made(world.sizes.test_prompts, FIRST_PROMPT)
     file = out / "prompts.tsv"
     file.write_text(prompts.lines(asked), encoding="utf-8")
+    controls = strangers.draw(out / "controls", asked, FIRST_STRANGER)
     for name, (run, options) in MODELS.items():
         folder = out / name.replace(" ", "_")
         if (folder / "table.md").exists():
             continue
         models = ("--infu", world.out / run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
+        options = [controls if option == "controls" else option for option in options]
         how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
         python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")

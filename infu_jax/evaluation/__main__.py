@@ -52,6 +52,9 @@ class Args:
     gender. By default 200 that come with the package."""
     prompts_per_person: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Only so many prompts for each person, evenly spaced over those for their gender."""
+    controls: OptionalPath = None
+    """Folder of photos of anybody, whose faces say where the face goes (sample.py's --control-image): by name the first for the first prompt and so
+    on, from the first again where there are fewer. Without it the model is left to choose."""
     pictures: OptionalPath = None
     """Score the pictures of this folder instead of making any. Those that are missing are left out, and their number is told."""
     out: Path = Path("outputs/evaluation")
@@ -116,6 +119,7 @@ class Args:
 
 def main() -> None:
     args = _of_run(tyro.cli(Args, prog="python -m infu_jax.evaluation", description=__doc__))
+    from infu_jax import face
     from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
     from infu_jax.prompts import read_prompts
@@ -124,7 +128,9 @@ def main() -> None:
     _check_options(args)
     bootstrap = Bootstrap(args.resamples, args.confidence, args.seed)
     people = identities.read_identities(args.identities, given=_named(args.gender, "--gender", "ada=woman"), table=args.genders)
-    wanted = pairs.plan(people, read_prompts(args.prompts or pairs.OWN), most=args.prompts_per_person, seed=args.seed)
+    detector = face.load_detector(args.detector, args.detector_root)
+    controls = list(face.read_controls(args.controls, args.sampling.height, args.sampling.width, detector)) if args.controls else []
+    wanted = pairs.plan(people, read_prompts(args.prompts or pairs.OWN), most=args.prompts_per_person, seed=args.seed, controls=controls)
     recognisers = _recogniser_paths(args)
     earlier = [scores.read(path) for path in args.compare]
     _check_out(args)
@@ -146,11 +152,10 @@ def main() -> None:
         )
 
     # Heavy imports come after the checks above, so that --help and mistakes answer at once.
-    from infu_jax import checkpoint, face
+    from infu_jax import checkpoint
     from infu_jax.evaluation import judging
     from infu_jax.evaluation.clip import CLIP, clip_score, pick_score
 
-    detector = face.load_detector(args.detector, args.detector_root)
     models = {name: checkpoint.load_model(path, "arcface", dtype="float32") for name, path in recognisers.items()}
     tokenizer = args.clip_tokenizer or (args.base / "tokenizer" if (args.base / "tokenizer").is_dir() else None)
     given = {"clip": (args.clip, clip_score), "pickscore": (args.pickscore, pick_score)}
@@ -195,6 +200,8 @@ def _check_options(args: Args) -> None:
             raise InputError(f"{name} is {getattr(args, name)}; at least 1 is needed")
     if args.prompts_per_person is not None and args.prompts_per_person < 1:
         raise InputError(f"prompts_per_person is {args.prompts_per_person}; at least 1 is needed (leave it out for all)")
+    if args.controls is not None and args.pictures is not None:
+        raise InputError("--controls is for pictures that are made here; with --pictures leave it out")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"seed is {args.seed}; 0 <= seed < {2**32} is needed")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infu_jax.errors import InputError
+from infu_jax.pictures import SUFFIXES, is_picture
 from infu_jax.prompts import GENDERS, gender_of, read_genders
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLE = "genders.csv"
 
 
@@ -56,10 +56,6 @@ def read_identities(folder: Path, *, given: Mapping[str, str] | None = None, tab
             raise InputError(f"{said}; prompts are matched by it: write woman or man in {folder / TABLE} (name,gender), or give --gender {name}=woman")
         people.append(Identity(name, gender, photo, tuple(others)))
     return people
-
-
-def is_picture(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _from_name(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ def missing(folder: Path, wanted: Sequence[Pair], recipe: Mapping[str, Any]) -> 
             absent.append(pair)
             continue
         stored, now = pictures.read_recipe(path), {**recipe, **_own(pair)}
-        if different := [name for name, value in now.items() if stored.get(name) != value]:
+        if different := [name for name in (*now, "control") if stored.get(name) != now.get(name)]:
             name = different[0]
             raise InputError(
-                f"{path} was made with {name} {stored.get(name)!r}, now it is {now[name]!r}; give another --out, or --pictures to score what is there"
+                f"{path} was made with {name} {stored.get(name)!r}, now it is {now.get(name)!r}; give another --out, or --pictures to score what is there"
             )
     return absent
 
@@ -62,6 +63,7 @@ def make(
             id_embedding=np.stack([embeddings[pair.identity.name] for pair in filled]),
             negative_prompt="" if settings.true_cfg > 1 else None,
             seeds=[pair.seed for pair in filled],
+            control_image=[face.read_image(pair.control) for pair in filled] if filled[0].control else None,
             settings=settings,
         )
         if jax.process_index() == 0:
@@ -81,4 +83,5 @@ def _embed(pipeline: InfUPipeline, pair: Pair) -> np.ndarray:
 
 def _own(pair: Pair) -> dict[str, Any]:
     """What differs from picture to picture."""
-    return {"identity": pair.identity.name, "prompt": pair.prompt.text, "seed": pair.seed}
+    own = {"identity": pair.identity.name, "prompt": pair.prompt.text, "seed": pair.seed}
+    return own if pair.control is None else {**own, "control": hashlib.sha256(pair.control.read_bytes()).hexdigest()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infu_jax.errors import InputError
-from infu_jax.evaluation.identities import SUFFIXES, Identity, is_picture
+from infu_jax.evaluation.identities import Identity
+from infu_jax.pictures import SUFFIXES, is_picture
 from infu_jax.prompts import Prompt, suiting
 from infu_jax.seeds import seed_of
 
@@ -22,6 +23,8 @@ class Pair:
     identity: Identity
     prompt: Prompt
     seed: int
+    control: Path | None = None
+    """Photo whose face says where the face goes; None leaves it to the model."""
 
     @property
     def stem(self) -> str:
@@ -29,9 +32,13 @@ class Pair:
         return f"{self.identity.name}/{self.prompt.number:04d}"
 
 
-def plan(identities: Sequence[Identity], prompts: Sequence[Prompt], *, most: int | None = None, seed: int = 0) -> list[Pair]:
-    """Every person with the prompts for their gender, at most `most` each. A picture's seed is its own: no other person or prompt changes it."""
-    pairs = [Pair(who, prompt, seed_of(seed, who.name, prompt.text)) for who in identities for prompt in chosen(prompts, who.gender, most)]
+def plan(identities: Sequence[Identity], prompts: Sequence[Prompt], *, most: int | None = None, seed: int = 0, controls: Sequence[Path] = ()) -> list[Pair]:
+    """Every person with the prompts for their gender, at most `most` each. A picture's seed is its own: no other person or prompt changes it.
+
+    controls: the first belongs to the first prompt of the file, and so on, from the first again where there are fewer.
+    """
+    at = lambda prompt: controls[(prompt.number - 1) % len(controls)] if controls else None  # noqa: E731
+    pairs = [Pair(who, prompt, seed_of(seed, who.name, prompt.text), at(prompt)) for who in identities for prompt in chosen(prompts, who.gender, most)]
     if bare := [who.name for who in identities if not suiting(prompts, who.gender)]:
         raise InputError(f"there is no prompt for {bare[0]}; the prompts are for {', '.join(sorted({p.gender for p in prompts}))}")
     return pairs

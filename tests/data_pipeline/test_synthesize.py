@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from data_pipeline.records import open_records, read_picture
 from data_pipeline.synthesize import Args
 from data_pipeline.work import work_folder
 from infu_jax import face
+from infu_jax.assets import ASSETS
 from infu_jax.convert import safetensors
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
@@ -171,6 +173,29 @@ def test_neither_threads_nor_chunks_nor_a_late_death_matter_but_the_seed(made, p
     assert batches == [] and [name for name in one if one[name] != other.get(name)] == ["report/report.json"]  # which states the chunks
     plan = lambda seed: [studio.deal(tuple(FATES), seed, "green", n) for n in range(2 * len(FATES))]  # noqa: E731
     assert plan(0) != plan(1) and sorted(plan(1)[: len(FATES)]) == sorted(FATES) and plan(1)[: len(FATES)] == plan(1)[len(FATES) :]
+
+
+def test_every_prompt_has_its_control(photos, prompts_file, tmp_path):
+    """The first photo goes with the first prompt, and so on, from the first again; what is rejected says which it was."""
+    controls, seen = tmp_path / "controls", []
+    controls.mkdir()
+    for name in ("ada", "bo"):
+        shutil.copy(ASSETS / "faces" / f"{name}.png", controls)
+    given = [face.read_image(path) for path in sorted(controls.iterdir())]
+
+    def models(args):
+        made = drawn_models.open_models(args)
+        return replace(made, generate=lambda requests: (seen.extend(requests), made.generate(requests))[1])
+
+    args = order(photos, tmp_path / "spms", prompts_file, controls=controls)
+    synthesize.synthesize(args, models)
+    at = {prompt: n % 2 for n, prompt in enumerate(FATES)}
+    assert {at[request.prompt] for request in seen} == {0, 1}
+    assert all(np.array_equal(request.control, given[at[request.prompt]]) for request in seen)
+    named = [line["given"] for line in rejected(args.out) if "prompt" in line["given"]]
+    assert named and all(said["control"] == ("ada.png", "bo.png")[at[said["prompt"]]] for said in named)
+    with pytest.raises(InputError, match="--controls go with the prompts of --prompts-file"):
+        synthesize.synthesize(order(photos, tmp_path / "more", None, controls=controls), models)
 
 
 def command(photos, out, prompts_file, *options) -> list[str]:

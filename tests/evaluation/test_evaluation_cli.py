@@ -1,6 +1,7 @@
 """python -m infu_jax.evaluation as its user meets it, with the embedded tiny stack and a CLIP of random weights."""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -118,6 +119,30 @@ def test_paints_resumes_and_refuses_mixtures(tmp_path):
     assert all(np.abs(face.read_image(path).astype(int) - np.asarray(Image.open(io.BytesIO(data))).astype(int)).max() <= 1 for path, data in before.items())
     refused("was made with sampling .*'guidance': 3.5.* give another --out", *SMALL, "--guidance", 2, "--prompts-per-person", 2, "--out", out, "--overwrite")
     refused("was made with seed", *SMALL, "--seed", 1, "--prompts-per-person", 2, "--out", out, "--overwrite")
+
+
+def test_faces_go_where_the_controls_have_them(tmp_path):
+    """The first photo is for the first prompt of the file; pictures remember which it was, and are not mixed with others."""
+    controls, out = tmp_path / "controls", tmp_path / "out"
+    controls.mkdir()
+    shutil.copy(FACES / "cy.png", controls / "1.png")
+    Image.open(FACES / "ada.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(controls / "2.png")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("A portrait.\nIn a city.\nOn a beach.\n")
+    argv = ("--width", 128, "--height", 128, *SMALL[4:], "--prompts", prompts, "--batch", 4)
+    ok(*argv, "--controls", controls, "--out", out)
+    ok(*argv, "--out", tmp_path / "free")
+    digests = [hashlib.sha256((controls / f"{n}.png").read_bytes()).hexdigest() for n in (1, 2, 1)]
+    for number, digest in enumerate(digests, 1):
+        made, free = out / f"pictures/ada/{number:04d}.png", tmp_path / f"free/pictures/ada/{number:04d}.png"
+        assert pictures.read_recipe(made)["control"] == digest and "control" not in pictures.read_recipe(free)
+        assert (face.read_image(made) != face.read_image(free)).any()
+    refused("was made with control '", *argv, "--out", out, "--overwrite")
+    refused("was made with control None", *argv, "--controls", controls, "--out", tmp_path / "free", "--overwrite")
+    Image.new("RGB", (128, 128)).save(controls / "3.png")
+    refused(r"3\.png: no face", *argv, "--controls", controls, "--out", out, "--overwrite")
+    refused("has no photos; expected a folder", *argv, "--controls", prompts, "--out", out, "--overwrite")
+    refused("--controls is for pictures that are made here", *argv, "--controls", controls, "--pictures", out / "pictures", "--out", tmp_path / "scored")
 
 
 def test_scores_a_folder(tmp_path, copies, clip_folder):
