@@ -14,6 +14,7 @@ from examples.tiny_world import prompts, sizes, stack
 from infu_jax import checkpoint
 from infu_jax.assets import TINY
 from infu_jax.inspection import describe
+from infu_jax.pictures import read_recipe
 from tests.conftest import ROOT
 
 
@@ -39,7 +40,13 @@ def test_every_stage_leaves_its_result(world):
     for model in ("FLUX.1-tiny/transformer", "FLUX.1-tiny/vae", "InfiniteYou-tiny/InfuseNetModel", "InfiniteYou-tiny/image_proj_model.bin"):
         assert describe(out / "release" / model)[1], model
     table = (out / "evaluation" / "table.md").read_text()
-    assert table.splitlines()[0] == "|  | base alone | stage 1 | stage 2 on single samples | full (SPMS) | other photos of them |"
+    models = ("base alone", "stage 1", "stage 1 with keypoints", "stage 2 on single samples", "full (SPMS)", "full (SPMS) with keypoints")
+    assert table.splitlines()[0] == f"|  | {' | '.join(models)} | other photos of them |"
+    told = {
+        name: {"control" in read_recipe(path) for path in (out / "evaluation" / name / "pictures").glob("*/*.png")}
+        for name in ("stage_1", "stage_1_with_keypoints")
+    }
+    assert told == {"stage_1": {False}, "stage_1_with_keypoints": {True}}
     assert "attribute accuracy" in table and "rank-1" in table
     assert len((out / "evaluation" / "strength.md").read_text().splitlines()) == 11
 
