@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import hashlib
 import io
 import threading
 from collections import Counter
@@ -32,14 +31,6 @@ from infu_jax.seeds import seed_of
 
 SOURCE = "prompt"  # of the caption
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, eq=False)
-class Control:
-    """A photo whose face says where the face goes."""
-
-    name: str
-    image: UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +78,7 @@ class Order:
     before: tuple[Hook, ...] = ()
     after: tuple[Hook, ...] = ()
     scorers: tuple[Scorer, ...] = ()
-    controls: Sequence[Control] = ()
+    controls: Sequence[face.Control] = ()
     """The first belongs to the first of the prompts, and so on, from the first again where there are fewer."""
     shown: frozenset[int] = frozenset()
     """People whose rejected pictures go, small, into the chunk for the contact sheet."""
@@ -114,7 +105,7 @@ class _Job:
     """For the report."""
     seed: int
     prompt: str = ""
-    control: Control | None = None
+    control: face.Control | None = None
     photo: Record | None = None
     data: bytes = b""
     image: UInt8[np.ndarray, "h w 3"] | None = None
@@ -295,14 +286,6 @@ def encode_picture(image: UInt8[np.ndarray, "h w 3"], format: str, quality: int)
     else:
         Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=0, xmp=XMP.encode())
     return file.getvalue()
-
-
-def controls_digest(controls: Sequence[Control]) -> str:
-    """SHA-256 of the photos in their order."""
-    digest = hashlib.sha256()
-    for control in controls:
-        digest.update(repr((control.name, control.image.shape)).encode() + control.image.tobytes())
-    return digest.hexdigest()
 
 
 def deal(pool: Sequence[Item], seed: int, person: str, number: int) -> Item:

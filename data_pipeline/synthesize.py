@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from data_pipeline.photos import Photos
     from data_pipeline.processes import Place
     from data_pipeline.report import Totals
-    from data_pipeline.studio import Control, Models, Order
+    from data_pipeline.studio import Models, Order
+    from infu_jax import face
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Functions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:FUNCTION ...")]
@@ -256,17 +257,15 @@ def _order(args: Args) -> tuple[Photos, Order]:
     return photos, order
 
 
-def _controls(args: Args) -> tuple[Control, ...]:
+def _controls(args: Args) -> list[face.Control]:
     """The photos that say where faces go; each must show one at the size that is made."""
-    from data_pipeline.studio import Control
     from infu_jax import face
 
     if args.controls is None:
-        return ()
+        return []
     if args.prompts_file is None:
         raise InputError("--controls go with the prompts of --prompts-file, one by one; give that too")
-    size, detector = (args.sampling.height, args.sampling.width), face.load_detector(args.detector, args.detector_root)
-    return tuple(Control(path.name, photo) for path, photo in face.read_controls(args.controls, *size, detector).items())
+    return face.read_controls(args.controls, args.sampling.height, args.sampling.width, face.load_detector(args.detector, args.detector_root))
 
 
 def _photo_settings(args: Args) -> Settings:
@@ -284,7 +283,6 @@ def _photo_settings(args: Args) -> Settings:
 def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
     """What the result depends on, beside the models and the size of chunks."""
     from data_pipeline import records
-    from data_pipeline.studio import controls_digest
 
     said = repr(([(prompt.text, prompt.gender) for prompt in order.prompts or ()], sorted(order.genders.items())))
     return {
@@ -292,7 +290,7 @@ def _stated(args: Args, photos: Photos, order: Order) -> dict[str, Any]:
         "photos": photos.stated()
         | ({} if "most" in photos.stated() and photos.stated()["kind"] == "dataset" else {"filters": dataclasses.asdict(args.photo_filters)}),
         "prompts": "captions of the photos" if order.prompts is None else f"{len(order.prompts)} prompts, sha256 {hashlib.sha256(said.encode()).hexdigest()}",
-        **({"controls": f"{len(order.controls)} photos, sha256 {controls_digest(order.controls)}"} if order.controls else {}),
+        "controls": [control.digest for control in order.controls],
         "before": [hook.stated() for hook in order.before],
         "after": [hook.stated() for hook in order.after],
         "scorers": [f"{scorer.stated()} at least {scorer.least:g}" for scorer in order.scorers],

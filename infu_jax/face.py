@@ -7,6 +7,7 @@ picture coordinates: left eye, right eye, nose, left mouth corner, right mouth c
 Source: InfiniteYou, pipelines/pipeline_infu_flux.py (_detect_face, extract_arcface_bgr_embedding, resize_and_pad_image, draw_kps).
 """
 
+import hashlib
 import importlib.util
 import math
 import struct
@@ -298,18 +299,29 @@ def control_image(source: UInt8[np.ndarray, "h w 3"] | None, height: int, width:
     return draw_keypoints(height, width, largest_face(detector, resize_and_pad(source, height, width)).keypoints)
 
 
-def read_controls(folder: Path, height: int, width: int, detector: Detector) -> dict[Path, UInt8[np.ndarray, "h w 3"]]:
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A photo whose face says where the face goes."""
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"]
+    digest: str
+    """SHA-256 of the file."""
+
+
+def read_controls(folder: Path, height: int, width: int, detector: Detector) -> list[Control]:
     """The photos of a folder that are to say where faces go in pictures of height x width, by name. FaceError if there are none, or one shows no face."""
     paths = sorted(path for path in folder.iterdir() if is_picture(path)) if folder.is_dir() else []
     if not paths:
         raise FaceError(f"{folder} has no photos; expected a folder of {', '.join(SUFFIXES)} files, whose faces say where faces go")
-    photos = {path: read_image(path) for path in paths}
-    for path, photo in photos.items():
+    found = []
+    for path in paths:
+        found.append(Control(path.name, read_image(path), hashlib.sha256(path.read_bytes()).hexdigest()))
         try:
-            control_image(photo, height, width, detector)
+            control_image(found[-1].image, height, width, detector)
         except NoFaceError as e:
             raise FaceError(f"{path}: {e}") from None
-    return photos
+    return found
 
 
 def control_image_from_keypoints(keypoints: Sequence | np.ndarray, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -1,8 +1,9 @@
 """A training step that keeps no gradients: every block of InfuseNet is updated in the backward pass, as soon as its own are known.
 
 In float32 the gradients of three billion parameters are 11 GiB; of one block they are a tenth of that. The numbers are those of the ordinary
-step. Clipping needs the global norm, which is known only when the backward pass is over; so where there is a `clip_norm` InfuseNet's
-backward pass runs twice, first for the norm alone. The base's, most of the work, runs once.
+step, but for the random rounding of moments in bfloat16, whose draws the layers of a stack then share. Clipping needs the global norm, which is
+known only when the backward pass is over; so where there is a `clip_norm` InfuseNet's backward pass runs twice, first for the norm alone. The
+base's, most of the work, runs once.
 
 Source: Lv et al. 2023 (arXiv 2306.09782), which does the same with SGD.
 """
@@ -39,6 +40,8 @@ class Optimized(NamedTuple):
 
 
 class Result(NamedTuple):
+    """Of one step."""
+
     params: Params
     opt_state: optax.OptState
     ema: Params | None
@@ -57,11 +60,9 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
     stacked = {kind: (f"{kind}_blocks.", f"{kind}_out.") for kind in ("double", "single")}
 
     def part(tree: Params | None, kind: str) -> Params | None:
-        """Of all parameters, or what has their shape, those of one stack; `rest`: of none."""
-        if tree is None or kind == "rest":
-            prefixes = sum(stacked.values(), ())
-            return tree and {model: {k: v for k, v in arrays.items() if not k.startswith(prefixes)} for model, arrays in tree.items()}
-        return {"infusenet": {k: v for k, v in tree["infusenet"].items() if k.startswith(stacked[kind])}}
+        """Of all parameters, or what has their shape, those of one stack; `rest`: those of none."""
+        of = lambda name: next((kind for kind, prefixes in stacked.items() if name.startswith(prefixes)), "rest")  # noqa: E731
+        return None if tree is None else {model: {k: v for k, v in arrays.items() if of(k) == kind} for model, arrays in tree.items()}
 
     def block(kind: str, params: Params) -> tuple:
         """One block and the projection of its residual."""
@@ -119,7 +120,7 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
         squares, new, grads = sweep(lambda old, grads: updated(old, grads, clip)[0])
         new["rest"], state = updated(parts["rest"], grads, clip)
 
-        whole = lambda name: {model: {k: v for kind in new.values() for k, v in getattr(kind, name).get(model, {}).items()} for model in params}  # noqa: E731
+        whole = lambda name: {model: {k: v for kind in new.values() for k, v in getattr(kind, name)[model].items()} for model in params}  # noqa: E731
         return Result(whole("params"), optax.tree.set(state, mu=whole("mu"), nu=whole("nu")), None if ema is None else whole("ema"), jnp.sqrt(squares), each)
 
     return run

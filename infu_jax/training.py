@@ -144,18 +144,21 @@ def make_step(
         grads, each = jax.lax.scan(body, zeros, jax.tree.map(lambda x: _parts(x, cfg.accumulate), (batch, draws)))
         return grads, each.T.reshape(-1)
 
+    def all_at_once(step, params: Params, opt_state: optax.OptState, ema: Params | None, frozen: Models, batch: Batch, draws: Draws) -> in_backward.Result:
+        grads, each = (gradients if cfg.accumulate == 1 else accumulated)(params, frozen, batch, draws)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        ema = None if ema is None else average(ema, params, step, cfg.optimizer.ema_decay)
+        return in_backward.Result(params, opt_state, ema, optax.global_norm(grads), each)
+
+    update = in_backward.make_update(cfg, trained, shardings.params, dtype) if cfg.optimizer.in_backward else all_at_once
+
     def step(state: TrainState, frozen: Models, batch: Batch, draws: Draws | None) -> tuple[TrainState, Metrics]:
         if draws is None:
             key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
             draws = draw(key, latent_shape(frozen, batch), cfg.objective, schedule)
             draws = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, len(x)))), draws)
-        if cfg.optimizer.in_backward:
-            params, opt_state, ema, norm, each = in_backward.make_update(cfg, trained, shardings.params, dtype)(*state, frozen, batch, draws)
-        else:
-            grads, each = (gradients if cfg.accumulate == 1 else accumulated)(state.params, frozen, batch, draws)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params, norm = optax.apply_updates(state.params, updates), optax.global_norm(grads)
-            ema = None if state.ema is None else average(state.ema, params, state.step, cfg.optimizer.ema_decay)
+        params, opt_state, ema, norm, each = update(*state, frozen, batch, draws)
         bins = jax.nn.one_hot(jnp.clip((draws.t * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1), TIME_BINS)
         metrics = Metrics(
             loss=each.mean(),

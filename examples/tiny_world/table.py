@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
@@ -20,17 +21,24 @@ from infu_jax.prompts import read_prompts
 
 FIRST_PERSON, FIRST_PROMPT, FIRST_STRANGER = 910_000, 50_000, 950_000
 PHOTOS = 3  # the first is what a model is shown
-KEYPOINTS = ("--controls", "controls")  # the folder that `strangers.draw` writes
+
+
+class Row(NamedTuple):
+    """A model of the table, and how it paints."""
+
+    run: str
+    scale: float = 1.0  # of InfuseNet; 0 gives exactly the base's picture
+    keypoints: bool = False  # the five points of a stranger, who is drawn as the prompt asks, are given
+
+
 MODELS = {
-    "base alone": ("stage1", ("--conditioning-scale", 0)),
-    "stage 1": ("stage1", ()),
-    "stage 1 with keypoints": ("stage1", KEYPOINTS),
-    "stage 2 on single samples": ("stage2_single", ()),
-    "full (SPMS)": ("stage2", ()),
-    "full (SPMS) with keypoints": ("stage2", KEYPOINTS),
+    "base alone": Row("stage1", scale=0.0),
+    "stage 1": Row("stage1"),
+    "stage 1 with keypoints": Row("stage1", keypoints=True),
+    "stage 2 on single samples": Row("stage2_single"),
+    "full (SPMS)": Row("stage2"),
+    "full (SPMS) with keypoints": Row("stage2", keypoints=True),
 }
-"""Rows of the table: the run and options of its pictures. The base is InfuseNet at scale 0, which gives exactly its picture. With keypoints the
-five points of a stranger are given, who is drawn as the prompt asks."""
 
 
 def make(world: World) -> None:
@@ -41,12 +49,12 @@ def make(world: World) -> None:
     file = out / "prompts.tsv"
     file.write_text(prompts.lines(asked), encoding="utf-8")
     controls = strangers.draw(out / "controls", asked, FIRST_STRANGER)
-    for name, (run, options) in MODELS.items():
+    for name, row in MODELS.items():
         folder = out / name.replace(" ", "_")
         if (folder / "table.md").exists():
             continue
-        models = ("--infu", world.out / run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
-        options = [controls if option == "controls" else option for option in options]
+        models = ("--infu", world.out / row.run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
+        options = ("--conditioning-scale", row.scale, *(("--controls", controls) if row.keypoints else ()))
         how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
         python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")

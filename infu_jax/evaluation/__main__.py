@@ -129,13 +129,13 @@ def main() -> None:
     bootstrap = Bootstrap(args.resamples, args.confidence, args.seed)
     people = identities.read_identities(args.identities, given=_named(args.gender, "--gender", "ada=woman"), table=args.genders)
     detector = face.load_detector(args.detector, args.detector_root)
-    controls = list(face.read_controls(args.controls, args.sampling.height, args.sampling.width, detector)) if args.controls else []
+    controls = face.read_controls(args.controls, args.sampling.height, args.sampling.width, detector) if args.controls else []
     wanted = pairs.plan(people, read_prompts(args.prompts or pairs.OWN), most=args.prompts_per_person, seed=args.seed, controls=controls)
     recognisers = _recogniser_paths(args)
     earlier = [scores.read(path) for path in args.compare]
     _check_out(args)
     folder = args.pictures or args.out / "pictures"
-    notes = []
+    notes = [f"Where faces go was said by {len(controls)} photos (--controls)."] if controls else []
     if args.pictures is not None:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; --pictures takes a folder with a folder of pictures for each person")
@@ -166,7 +166,7 @@ def main() -> None:
     with tqdm(total=len(wanted), desc="scores", disable=None) as bar:
         mine, reference = judging.judge(
             wanted, people, folder, detector=detector, recognisers=judging.recognisers_of(models, pairs.find(folder, wanted[0])),
-            scorers=[make(clip, args.score_batch) for clip, make in clips.values()], name=args.name, settings=_settings(args),
+            scorers=[make(clip, args.score_batch) for clip, make in clips.values()], name=args.name, settings=_settings(args, controls),
             batch=args.score_batch, done=bar.update,
         )  # fmt: skip
     notes += _notes(args, mine, people, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
@@ -292,11 +292,12 @@ def _path_text(path: Path | None) -> str | None:
 # Telling ------------------------------------------------------------------------------------------
 
 
-def _settings(args: Args) -> dict[str, Any]:
+def _settings(args: Args, controls: Sequence[face.Control]) -> dict[str, Any]:
     """What the scores were made with, as far as a reader of them must know."""
     return {
         "seed": args.seed, "resamples": args.resamples, "confidence": args.confidence, "detector": args.detector,
         "clip": None if args.clip is None else args.clip.name, "pickscore": None if args.pickscore is None else args.pickscore.name,
+        "controls": [control.digest for control in controls],
         "made_here": args.pictures is None, "sampling": dataclasses.asdict(args.sampling) if args.pictures is None else None,
     }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def make(
             id_embedding=np.stack([embeddings[pair.identity.name] for pair in filled]),
             negative_prompt="" if settings.true_cfg > 1 else None,
             seeds=[pair.seed for pair in filled],
-            control_image=[face.read_image(pair.control) for pair in filled] if filled[0].control else None,
+            control_image=[pair.control.image for pair in filled] if filled[0].control else None,
             settings=settings,
         )
         if jax.process_index() == 0:
@@ -84,4 +83,4 @@ def _embed(pipeline: InfUPipeline, pair: Pair) -> np.ndarray:
 def _own(pair: Pair) -> dict[str, Any]:
     """What differs from picture to picture."""
     own = {"identity": pair.identity.name, "prompt": pair.prompt.text, "seed": pair.seed}
-    return own if pair.control is None else {**own, "control": hashlib.sha256(pair.control.read_bytes()).hexdigest()}
+    return own if pair.control is None else {**own, "control": pair.control.digest}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infu_jax import face
 from infu_jax.errors import InputError
 from infu_jax.evaluation.identities import Identity
 from infu_jax.pictures import SUFFIXES, is_picture
@@ -23,8 +24,8 @@ class Pair:
     identity: Identity
     prompt: Prompt
     seed: int
-    control: Path | None = None
-    """Photo whose face says where the face goes; None leaves it to the model."""
+    control: face.Control | None = None
+    """None leaves it to the model where the face goes."""
 
     @property
     def stem(self) -> str:
@@ -32,7 +33,9 @@ class Pair:
         return f"{self.identity.name}/{self.prompt.number:04d}"
 
 
-def plan(identities: Sequence[Identity], prompts: Sequence[Prompt], *, most: int | None = None, seed: int = 0, controls: Sequence[Path] = ()) -> list[Pair]:
+def plan(
+    identities: Sequence[Identity], prompts: Sequence[Prompt], *, most: int | None = None, seed: int = 0, controls: Sequence[face.Control] = ()
+) -> list[Pair]:
     """Every person with the prompts for their gender, at most `most` each. A picture's seed is its own: no other person or prompt changes it.
 
     controls: the first belongs to the first prompt of the file, and so on, from the first again where there are fewer.

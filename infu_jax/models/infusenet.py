@@ -57,17 +57,12 @@ class InfuseNet(MMDiT):
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         x, txt = self.embed(img, id_tokens, control)
         given = BlockInputs(vec, pe, jnp.asarray(scale, img.dtype))
-        double, single = self.stacks()
-        (x, txt), double_residuals = scan(
-            lambda pair, carry, mods: double_block(pair, carry, mods, given), double, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat
-        )
-        _, single_residuals = scan(
-            lambda pair, x, mod: single_block(pair, x, mod, given, txt.shape[1]),
-            single,
-            jnp.concatenate([txt, x], axis=1),
-            modulation and modulation.single,
-            remat=remat,
-        )
+        double = lambda pair, carry, mods: double_block(pair, carry, mods, given)  # noqa: E731
+        blocks = nnx.List([self.double_blocks, self.double_out])
+        (x, txt), double_residuals = scan(double, blocks, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat)
+        single = lambda pair, x, mod: single_block(pair, x, mod, given, txt.shape[1])  # noqa: E731
+        blocks = nnx.List([self.single_blocks, self.single_out])
+        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), modulation and modulation.single, remat=remat)
         return Residuals(double_residuals, single_residuals)
 
     def embed(
@@ -76,10 +71,6 @@ class InfuseNet(MMDiT):
         """Image tokens and ID tokens as the first block gets them."""
         x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
         return x, constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
-
-    def stacks(self) -> tuple[nnx.List, nnx.List]:
-        """The blocks of both kinds, each with the projection of its residual: stacked, as `scan` takes them."""
-        return nnx.List([self.double_blocks, self.double_out]), nnx.List([self.single_blocks, self.single_out])
 
 
 class BlockInputs(NamedTuple):

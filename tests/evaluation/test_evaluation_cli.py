@@ -132,6 +132,7 @@ def test_faces_go_where_the_controls_have_them(tmp_path):
     argv = ("--width", 128, "--height", 128, *SMALL[4:], "--prompts", prompts, "--batch", 4)
     ok(*argv, "--controls", controls, "--out", out)
     ok(*argv, "--out", tmp_path / "free")
+    assert "was said by 2 photos (--controls)" in (out / "table.md").read_text() and "--controls" not in (tmp_path / "free" / "table.md").read_text()
     digests = [hashlib.sha256((controls / f"{n}.png").read_bytes()).hexdigest() for n in (1, 2, 1)]
     for number, digest in enumerate(digests, 1):
         made, free = out / f"pictures/ada/{number:04d}.png", tmp_path / f"free/pictures/ada/{number:04d}.png"

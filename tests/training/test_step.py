@@ -177,9 +177,10 @@ def test_a_new_infusenet_changes_nothing():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_moments_in_bfloat16(alone):
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_moments_in_bfloat16(alone, in_backward):
     """Half the memory, nearly the same course; and the rounding is unbiased, where rounding to nearest would keep moments where they are."""
-    losses, state, _ = run(make_mesh(devices=jax.devices()[:1]), 5, optimizer={"moment_dtype": "bfloat16"})
+    losses, state, _ = run(make_mesh(devices=jax.devices()[:1]), 5, optimizer={"moment_dtype": "bfloat16", "in_backward": in_backward})
     kinds = {str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim}
     assert kinds == {"bfloat16"}
     np.testing.assert_allclose(losses, alone[0], rtol=2e-3)
