@@ -178,6 +178,19 @@ def on_chip(path: str, sharding: NamedSharding) -> NamedSharding | Format:
     return Format(Layout((0, 2, 3, 1, 4)), sharding) if tpu and _QKV.fullmatch(path) else sharding
 
 
+def in_host(a: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding | Format:
+    """Where a parameter waits in host memory and, on TPUs, how stacks of eight-bit kernels lie there: as a program takes them that fetches one block at a time.
+
+    By default they lie in tiles of 32 x 128. The program wants 8 x 128, and XLA would send the whole stack to the chip, and back, for that.
+    """
+    host = a.sharding.with_memory_kind("pinned_host")
+    if a.sharding.mesh.devices.flat[0].platform != "tpu" or a.dtype.itemsize != 1:
+        return host
+    # Both as XLA has them by default: no axis of few numbers is one of the innermost two, nor one of 64 the last.
+    order = (0, 2, 3, 4, 1) if a.ndim == 5 else (0, 2, 1, 3) if a.ndim == 4 and a.shape[2] < 8 else tuple(range(a.ndim))
+    return Format(Layout(order, tiling=((8 if a.shape[order[-2]] > 4 else 4, 128), (4, 1))), host)
+
+
 def param_shardings(mesh: Mesh | AbstractMesh, rules: Rules, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
     """`param_specs` on a mesh; an axis that the mesh does not divide is an error that names the parameter."""
     shardings = {path: NamedSharding(mesh, spec) for path, spec in param_specs(rules, list(shapes)).items()}

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infu_jax import checkpoint, flops
+from infu_jax import checkpoint, flops, quantize
 from infu_jax.checkpoint import params_of
 from infu_jax.config import FluxConfig, MeshConfig, SamplingConfig
 from infu_jax.errors import InputError
@@ -137,7 +137,7 @@ def test_eight_bits():
     sizes, mesh = sampling.model_sizes(args), make_mesh(devices=jax.devices()[:1])
     made = {weights: sampling.models(dataclasses.replace(args, weights=weights), sizes, mesh) for weights in ("auto", "int8")}
     loop = {weights: chips.held(list(models.in_loop.values())) for weights, models in made.items()}
-    assert loop["int8"] == pytest.approx(loop["auto"] / 2, rel=0.03)
+    assert loop["int8"] == pytest.approx(loop["auto"] * quantize.BYTES / 2, rel=0.03)
     assert budget.sampling(args, sizes, ABSTRACT[1], 1)["transformers"] == pytest.approx(loop["int8"], rel=0.03)
     kinds = {path: (x.dtype, x.sharding.memory_kind) for path, x in params_of(made["int8"].all["flux"]).items()}
     assert kinds["single_blocks.mod.kernel"] == (jnp.int8, "pinned_host") and kinds["single_blocks.qkv.kernel"] == (jnp.int8, "device")

@@ -27,7 +27,8 @@ class Linear(nnx.Module):
 
     `inputs` and `outputs` are an axis size or several: `Linear((H, K), D)` contracts heads and head
     size, and its kernel keeps them apart, so that sharding over heads is one letter in a rule.
-    kernel: (*inputs, *outputs); bias: (*outputs). A kernel of integers (`infu_jax.quantize`) has a kernel_scale, of size 1 along the inputs.
+    kernel: (*inputs, *outputs); bias: (*outputs). A kernel of integers (`infu_jax.quantize`) has a kernel_scale, of size 1 along the
+    inputs, and kernel_steps, whole numbers by which groups along the last input are multiplied.
     """
 
     def __init__(self, inputs: int | Sequence[int], outputs: int | Sequence[int], *, bias: bool = True, kernel_init: Init | None = None, rngs: nnx.Rngs):
@@ -36,15 +37,19 @@ class Linear(nnx.Module):
             kernel_init = fan_in(in_axis=tuple(range(len(inputs))), out_axis=tuple(range(len(inputs), len(inputs) + len(outputs))))
         self.input_axes = len(inputs)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs), jnp.float32))
-        self.kernel_scale = None
+        self.kernel_steps = self.kernel_scale = None
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        n = self.input_axes
+        n, kernel = self.input_axes, self.kernel[...]
+        if self.kernel_steps is not None:
+            # Integers until here, so that the product is exact and no copy of it waits for the backward pass (`_all_but_weights`).
+            steps = self.kernel_steps[...].astype(jnp.int16)
+            kernel = kernel.astype(jnp.int16) * jnp.repeat(steps, kernel.shape[n - 1] // steps.shape[n - 1], n - 1)
         contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (contract, ((), ())))
+        y = jax.lax.dot_general(x, kernel.astype(x.dtype), (contract, ((), ())))
         if self.kernel_scale is not None:
-            # The output is scaled, not the kernel: so the compiler need only convert integers, which it can do as it reads them.
+            # The output is scaled, not the kernel, which is then made of integers alone: TPUs make it as they read it.
             scale = self.kernel_scale[...]
             y = (y.astype(jnp.float32) * scale.reshape(scale.shape[n:])).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -117,8 +122,8 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
 
 
 def _all_but_weights(operation, *inputs, **_) -> bool:
-    """Everything, but for kernels converted from integers: those of all blocks at once would be the copy that int8 is there to avoid."""
-    return not (operation is jax.lax.convert_element_type_p and inputs[0].dtype == jnp.int8)
+    """Everything, but for what is made of small integers, which are kernels: those of all blocks at once would be the copy that int8 is there to avoid."""
+    return not any(x.dtype in (jnp.int8, jnp.uint8, jnp.int16) for x in inputs)
 
 
 # What the backward pass keeps of a block besides its input, which `offload` has wait in host memory; it computes the rest again.

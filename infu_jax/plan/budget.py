@@ -51,7 +51,7 @@ def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> 
     """Bytes of one chip while pictures are made."""
     cfg, value = sizes["flux"], {"bfloat16": 2, "float32": 4}[args.dtype]
     # In eight bits all but the blocks' kernels stay as they are: half a per cent of FLUX.1, 4 per cent of T5, which are left out here.
-    size = lambda name: 4 if name == "arcface" else 1 if args.weights == "int8" and name in quantize.MODELS else value  # noqa: E731
+    size = lambda name: 4 if name == "arcface" else quantize.BYTES if args.weights == "int8" and name in quantize.MODELS else value  # noqa: E731
     pictures = batch / _rows(mesh, batch)
     image, tokens = _image_tokens(args.sampling.height, args.sampling.width), args.sampling.t5_length
     transformers = {name: weights(name, sizes, mesh, size(name)) for name in ("flux", "infusenet")}
@@ -72,7 +72,7 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
     features = set() if args.data.features == "auto" else set(args.data.features)
     frozen = [name for name in initial.frozen_names(args, features) if name != "arcface" or "arcface" not in features]
     # In eight bits all but the blocks' kernels stay as they are: half a per cent of FLUX.1, which is left out here.
-    size = lambda name: 4 if name == "arcface" else 1 if name == "flux" and args.models.base_weights == "int8" else 2  # noqa: E731
+    size = lambda name: 4 if name == "arcface" else quantize.BYTES if name == "flux" and args.models.base_weights == "int8" else 2  # noqa: E731
     trained = sum(weights(name, sizes, mesh, 4) for name in TRAINED[args.trainable])
     cfg = sizes["flux"]
     pictures = batch / args.accumulate / _rows(mesh, batch // args.accumulate)
@@ -111,7 +111,7 @@ def gradients(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh | Mesh) -> float
     return 4.0 * total
 
 
-def weights(name: str, sizes: Sizes, mesh: AbstractMesh | Mesh, value: int, *, only: bool = False) -> float:
+def weights(name: str, sizes: Sizes, mesh: AbstractMesh | Mesh, value: int | float, *, only: bool = False) -> float:
     """Bytes of a model's parameters of `value` bytes each; `only` those that make modulations."""
     return float(value * _numbers(name, sizes[name], mesh, only))
 

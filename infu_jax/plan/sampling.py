@@ -21,7 +21,7 @@ from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs
 from infu_jax.plan.weights import placed
-from infu_jax.sharding import batch_axes, batch_sharding, make_mesh
+from infu_jax.sharding import batch_axes, batch_sharding, in_host, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
     made = {}
     for name, cfg in sizes.items():
         parked = lambda path, name=name: args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
-        host = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding.with_memory_kind("pinned_host"))  # noqa: E731
+        host = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=in_host(a))  # noqa: E731
         module = placed(name, cfg, mesh, args.dtype, args.weights)
         made[name] = with_params(module, {path: host(a) if parked(path) else a for path, a in params_of(module).items()})
     loop = {name: parking.without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}

@@ -75,8 +75,9 @@ def test_plan(monkeypatch):
         found[weights] = {name: {path: (x.shape, x.dtype, x.sharding.spec) for path, x in params_of(m).items()} for name, m in planned.value.args[0].items()}
     assert found["int8"].keys() == found["auto"].keys() > {"flux", "t5"}
     assert all(found["int8"][name] == found["auto"][name] for name in found["auto"] if name != "flux")
-    kernel, scale = (found["int8"]["flux"]["double_blocks.txt.attn_out." + name] for name in ("kernel", "kernel_scale"))
+    kernel, steps, scale = (found["int8"]["flux"]["double_blocks.txt.attn_out." + name] for name in ("kernel", "kernel_steps", "kernel_scale"))
     assert kernel == (found["auto"]["flux"]["double_blocks.txt.attn_out.kernel"][0], jnp.int8, P(None, "tensor", None, "fsdp"))
+    assert steps == ((*kernel[0][:2], kernel[0][2] // 32, kernel[0][3]), jnp.uint8, kernel[2])
     assert scale == ((kernel[0][0], 1, 1, kernel[0][3]), jnp.float32, P(None, None, None, "fsdp"))
 
 
