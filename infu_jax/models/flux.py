@@ -282,9 +282,25 @@ def rope(ids: np.ndarray, cfg: FluxConfig) -> RoPE:
 
 def apply_rope(x: Float[Array, "B S H K"], pe: RoPE) -> Float[Array, "B S H K"]:
     """Rotate the channel pairs (0, 1), (2, 3), ... of each head."""
+    return jax.lax.platform_dependent(x, pe.cos[:, None], pe.sin[:, None], tpu=_rotate_by_product, default=_rotate_pairs)
+
+
+def _rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    cos, sin = pe.cos[:, None], pe.sin[:, None]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The same where every second channel cannot be taken cheaply: XLA lays all of x out anew for that on a TPU, four times for queries and keys.
+
+    A product with zeros and ones, exact in every dtype, puts (-odd, even) in the place of (even, odd), for 2 % of the FLOPs of the projection to
+    queries, keys and values.
+    """
+    size = x.shape[-1]
+    swap = np.kron(np.eye(size // 2), [[0, 1], [-1, 0]])
+    swapped = jnp.dot(x, jnp.asarray(swap, x.dtype), precision=jax.lax.Precision.HIGHEST)
+    cos, sin = (jnp.repeat(angle, 2, axis=-1) for angle in (cos, sin))
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def _residual_of(depth: int, residuals: jax.Array | None) -> np.ndarray:
