@@ -9,11 +9,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from infu_jax.sharding import batch_axes
+from infu_jax.sharding import LANES, batch_axes
 
 BLOCK = 256  # queries at a time on a CPU: their logits stay in its cache
 TPU_BLOCK = 512
-LANES = 128  # of a TPU's vector unit; the kernel wants head sizes of so many
 
 
 def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"]) -> Float[Array, "B S H K"]:

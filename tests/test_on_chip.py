@@ -71,3 +71,19 @@ def test_loras_keep_the_order(tiny, other_order):
     back = params_of(lora.restore(merged, former))[QKV[2]]
     assert order(back) == (0, 2, 3, 1, 4)
     np.testing.assert_array_equal(back, before)
+
+
+def test_in_its_order():
+    """One block's kernel of heads of 128 goes through unchanged, and so does its gradient."""
+    draw = np.random.default_rng(0).standard_normal
+    kernel, weights = (draw((16, 3, 2, 128)).astype(np.float32) for _ in range(2))
+    value, gradient = jax.jit(jax.value_and_grad(lambda k: (sharding.in_its_order(k) * weights).sum()))(kernel)
+    np.testing.assert_allclose(value, (kernel * weights).sum(), rtol=1e-4)
+    np.testing.assert_array_equal(gradient, weights)
+
+
+def test_in_host():
+    """A parameter that waits in host memory lies there as it does by default, but for eight-bit stacks on TPUs."""
+    one = NamedSharding(sharding.make_mesh(devices=jax.devices()[:1]), P())
+    for dtype in (np.int8, np.float32):
+        assert sharding.in_host(jax.ShapeDtypeStruct((4, 96, 6, 96), dtype, sharding=one)) == one.with_memory_kind("pinned_host")
