@@ -3,9 +3,11 @@
 A kernel is kept as integers from -127 to 127. Each 32 of them that follow one another along the inputs are a group with a step of its own: a whole
 number from 1 to 255 times one float32 scale of the output channel, the least that the group's largest weight allows (two levels of scales, as
 QLoRA's double quantisation and llama.cpp's k-quants have them). So a large weight coarsens its own group and not the thousands of others of its
-channel, and memory is 33 / 32 bytes a weight. Computation stays in the activations' dtype; `layers.Linear` says where the scales come in. Only the large kernels are kept like this,
-those of the stacked blocks: embedders, norms, biases and the final layer stay as they are. Rounding depends on nothing but the weights,
-so every mesh has the same integers.
+channel, and memory is 33 / 32 bytes a weight.
+
+Computation stays in the activations' dtype; `layers.Linear` says where the scales come in. Only the large kernels are kept like this, those of
+the stacked blocks: embedders, norms, biases and the final layer stay as they are. Rounding depends on nothing but the weights, so every mesh
+has the same integers.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def assert_same(a, b):
 
 
 def test_rounding():
-    """Groups of 32 along the last input, each to the nearest of 255 values that its own largest weight allows; zero is exact, and what is no number stays none."""
+    """Groups of 32 along the last input, each to the nearest of 255 values that its largest weight allows; zero is exact, NaN stays NaN."""
     weights = np.random.default_rng(0).standard_normal((2, 8, 64, 3, 5), np.float32) * np.logspace(-3, 3, 5, dtype=np.float32)
     weights[0, :, :, 1, 2] = 0
     weights[:, 3, 7] = 0
@@ -182,7 +182,10 @@ def test_bfloat16(tiny, rounded, inputs):
     """Computed in bfloat16, the rounding of weights adds little to that of the computation; scales stay float32."""
     run = jax.jit(lambda flux, dtype: flux(inputs[0].astype(dtype), *inputs[1:]), static_argnums=1)
     whole = checkpoint.load_model(tiny[0], "flux", dtype=jnp.bfloat16)
-    low = with_params(rounded.flux, {k: x if x.dtype in (jnp.int8, jnp.uint8) or k.endswith("kernel_scale") else x.astype(jnp.bfloat16) for k, x in bits(rounded.flux).items()})
+    low = with_params(
+        rounded.flux,
+        {k: x if x.dtype in (jnp.int8, jnp.uint8) or k.endswith("kernel_scale") else x.astype(jnp.bfloat16) for k, x in bits(rounded.flux).items()},
+    )
     exact = np.asarray(run(checkpoint.load_model(tiny[0], "flux", dtype=jnp.float32), jnp.float32))
     usual, ours = (run(flux, jnp.bfloat16) for flux in (whole, low))
     assert ours.dtype == jnp.bfloat16
