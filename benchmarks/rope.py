@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 import tyro
 
@@ -21,7 +20,6 @@ class Args:
     topology: str = "v6e:1x1"
     tokens: int = 4400
     """Text and image tokens; 864 x 1152 with 512 of text."""
-    effort: Literal["quick", "default"] = "default"
 
 
 def main() -> None:
@@ -66,8 +64,7 @@ def costs(args: Args, name: str) -> tuple[float, float, int]:
 
     angles = array((args.tokens, sum(cfg.axes_dim) // 2), jnp.float32)
     with jax.set_mesh(mesh):
-        lowered = jax.jit(attend).lower(blocks, array((1, args.tokens, cfg.hidden_size), jnp.bfloat16), angles, angles)
-        program = lowered.compile({"exec_time_optimization_effort": -1.0} if args.effort == "quick" else None)
+        program = jax.jit(attend).lower(blocks, array((1, args.tokens, cfg.hidden_size), jnp.bfloat16), angles, angles).compile()
     counted = program.cost_analysis()
     return counted["bytes accessed"], counted["flops"], program.memory_analysis().temp_size_in_bytes
 

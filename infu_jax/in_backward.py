@@ -159,9 +159,10 @@ def backward(
         grads, d_carry, d_vec = pull((back.carry, at(d_ys)))
         grads = {model: {name: _whole_of_a_layer(g, shardings[model][name]) for name, g in arrays.items()} for model, arrays in grads.items()}
         if update is not None:
-            # Taken out of their stacks one after the other, each before its place there is written: else XLA copies the whole stacks for each block.
+            # Moments and averages are taken out of their stacks one after the other, each before its place there is written: else XLA copies
+            # the whole stacks for each block.
             take = lambda x, g: jax.lax.optimization_barrier((x, g))[0]  # noqa: E731
-            old = old._replace(mu=jax.tree.map(take, old.mu, grads), nu=jax.tree.map(take, old.nu, grads))
+            old = Optimized(old.params, *(part and jax.tree.map(take, part, grads) for part in old[1:]))
             put = lambda whole, x: jax.lax.dynamic_update_index_in_dim(whole, x, count - 1 - k, axis=0)  # noqa: E731
             stack = jax.tree.map(put, stack, update(old, grads))
         return Backward(d_carry, back.vec + d_vec, back.squares + optax.tree.norm(grads, squared=True)), stack

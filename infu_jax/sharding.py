@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -180,12 +179,12 @@ def on_chip(path: str, sharding: NamedSharding) -> NamedSharding | Format:
     return Format(Layout((0, 2, 3, 1, 4)), sharding) if tpu and _QKV.fullmatch(path) else sharding
 
 
-def in_its_order(kernel: jax.Array) -> jax.Array:
+def in_chip_order(kernel: jax.Array) -> jax.Array:
     """The kernel of one block where it is used: that of queries, keys and values (D, 3, H, K) in the order of `on_chip` in forward and backward pass.
 
     Left to itself XLA has the backward pass read it in another, and copies the stack of all blocks for that: 2 GiB for FLUX.1's single blocks.
     """
-    if kernel.ndim != 4 or kernel.shape[-1] % LANES or not jnp.issubdtype(kernel.dtype, jnp.floating):
+    if kernel.ndim != 4 or kernel.shape[-1] % LANES:
         return kernel
     constrain = lambda kernel: with_layout_constraint(kernel, Layout((1, 2, 0, 3)))  # noqa: E731
     return jax.lax.platform_dependent(kernel, tpu=constrain, default=lambda kernel: kernel)

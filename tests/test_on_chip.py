@@ -73,11 +73,11 @@ def test_loras_keep_the_order(tiny, other_order):
     np.testing.assert_array_equal(back, before)
 
 
-def test_in_its_order():
+def test_in_chip_order():
     """One block's kernel of heads of 128 goes through unchanged, and so does its gradient."""
     draw = np.random.default_rng(0).standard_normal
     kernel, weights = (draw((16, 3, 2, 128)).astype(np.float32) for _ in range(2))
-    value, gradient = jax.jit(jax.value_and_grad(lambda k: (sharding.in_its_order(k) * weights).sum()))(kernel)
+    value, gradient = jax.jit(jax.value_and_grad(lambda k: (sharding.in_chip_order(k) * weights).sum()))(kernel)
     np.testing.assert_allclose(value, (kernel * weights).sum(), rtol=1e-4)
     np.testing.assert_array_equal(gradient, weights)
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from infu_jax.config import Remat
-from infu_jax.sharding import in_its_order
+from infu_jax.sharding import in_chip_order
 
 Init = Callable[..., jax.Array]
 fan_in = nnx.initializers.lecun_normal
@@ -42,7 +42,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        n, kernel = self.input_axes, in_its_order(self.kernel[...])
+        n, kernel = self.input_axes, in_chip_order(self.kernel[...])
         if self.kernel_steps is not None:
             # Integers until here, so that the product is exact and no copy of it waits for the backward pass (`_all_but_weights`).
             steps = self.kernel_steps[...].astype(jnp.int16)
