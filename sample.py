@@ -117,13 +117,14 @@ def main() -> None:
 
     from infu_jax import face, hub, pictures
     from infu_jax.pipeline import InfUPipeline
-    from infu_jax.sharding import make_mesh
+    from infu_jax.sharding import check_tokens, make_mesh
 
     keep_programs(args.compilation_cache)
     detector = face.load_detector(args.detector, args.detector_root and hub.local(args.detector_root, ["detector"]))
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)
     mesh = make_mesh(**dataclasses.asdict(_mesh(args, jax.device_count())))
+    check_tokens(mesh, args.sampling.t5_length, args.sampling.height // 16 * (args.sampling.width // 16))
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     loras = [file_and_scale(text) for text in args.lora]
     recipe = _recipe(args, str(jnp.dtype(dtype)))

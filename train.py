@@ -38,7 +38,7 @@ def main() -> None:
     from infu_jax import config as configs
     from infu_jax import distributed, flops, flow, initial, run_state, runs, training
     from infu_jax.metrics import Pace, RunLog
-    from infu_jax.sharding import make_mesh, place_batch
+    from infu_jax.sharding import check_heads, check_tokens, make_mesh, place_batch
 
     distributed.initialize(cfg.distributed)
     if cfg.compilation_cache is not None:
@@ -53,6 +53,9 @@ def main() -> None:
     trained = initial.trained_models(cfg)
     sizes = {name: configs.to_json(module.cfg) for name, module in trained.items()}
     base = initial.base_config(cfg.models)
+    queries = (cfg.models.resampler.num_queries,) if cfg.trainable == "infusenet" else ()
+    check_heads(mesh, base.num_heads)
+    check_tokens(mesh, cfg.data.t5_length, *queries, *(height // 16 * (width // 16) for height, width in loader.buckets))
     schedule = flow.read_schedule(cfg.models.base, base, cfg.models.transformer is not None)
 
     checkpoints = run_state.Checkpoints(cfg.out, cfg.checkpoint)

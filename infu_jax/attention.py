@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from infu_jax.sharding import LANES, batch_axes
+from infu_jax.sharding import HEADS, LANES, batch_axes
 
 BLOCK = 256  # queries at a time on a CPU: their logits stay in its cache
 TPU_BLOCK = 512
@@ -24,8 +24,11 @@ def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[A
     if mesh.empty:
         out = _local(q, k, v)
     else:
-        spec = P(batch_axes(mesh, q.shape[0]), None, "tensor")
-        out = jax.shard_map(_local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+        rows = batch_axes(mesh, q.shape[0])
+        # Devices with a part of the tokens each exchange it for a part of the heads, and back. Left to itself XLA gathers all tokens instead.
+        tokens, heads = (lambda x: jax.lax.with_sharding_constraint(x, P(rows, "sequence", "tensor"))), P(rows, None, HEADS)
+        q, k, v = map(tokens, (q, k, v))
+        out = tokens(jax.shard_map(_local, mesh=mesh, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)(q, k, v))
     return checkpoint_name(out, "attention")  # what the rematerialisation policies of `models.layers.scan` call it
 
 

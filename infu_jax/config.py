@@ -216,7 +216,10 @@ class MeshConfig:
     fsdp: int = 1
     """Devices that share the weights and split the batch."""
     tensor: int = 1
-    """Devices that compute one picture together; must divide the number of heads (24 in FLUX.1)."""
+    """Devices that compute one picture together, each with its part of the weights; must divide the number of heads (24 in FLUX.1)."""
+    sequence: int = 1
+    """Devices that compute one picture together, each with its part of the tokens: they send each other less than those of tensor, but have
+    all weights each. tensor times sequence must divide the number of heads, and sequence the numbers of text, ID and image tokens."""
 
 
 def to_json(cfg) -> dict:

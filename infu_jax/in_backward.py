@@ -23,10 +23,11 @@ from jaxtyping import Array, Float
 
 from infu_jax import objective
 from infu_jax.checkpoint import with_params
-from infu_jax.models.flux import Residuals
+from infu_jax.models.flux import Residuals, joined_rope
 from infu_jax.models.infusenet import BlockInputs, double_block, single_block
 from infu_jax.objective import Batch, Draws, Models, Params
 from infu_jax.optimizer import average, make_optimizer
+from infu_jax.sharding import constrain_tokens, join, streams
 from infu_jax.train_config import TrainConfig
 
 
@@ -81,14 +82,15 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
             who = objective.identity(models, given, *given.x0.shape[1:3], cfg, dtype)
             infusenet = models["infusenet"]
             vec = infusenet.embed_vec(draws.t, given.text.y, who.guidance, dtype)
-            return (infusenet.embed(z.astype(dtype), who.id_tokens, who.control), vec), (who.pe, who.scale.astype(dtype))
+            pe = joined_rope(who.pe, who.id_tokens.shape[1])
+            return (infusenet.embed(z.astype(dtype), who.id_tokens, who.control), vec), (pe, who.scale.astype(dtype))
 
         ((x, txt), vec), back_to_begin, (pe, scale) = jax.vjp(begin, parts["rest"].params, has_aux=True)
         ids = txt.shape[1]
         double = lambda p, carry, vec: double_block(block("double", p), carry, None, BlockInputs(vec, pe, scale))  # noqa: E731
         single = lambda p, x, vec: single_block(block("single", p), x, None, BlockInputs(vec, pe, scale), ids)  # noqa: E731
         (x, txt), double_inputs, double_residuals = forward(double, parts["double"].params, (x, txt), vec)
-        x, single_inputs, single_residuals = forward(single, parts["single"].params, jnp.concatenate([txt, x], axis=1), vec)
+        x, single_inputs, single_residuals = forward(single, parts["single"].params, constrain_tokens(join(txt, x)), vec)
 
         def base(residuals: Residuals):
             each = objective.losses(frozen, given, draws, cfg, dtype, residuals)
@@ -100,7 +102,7 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
             """Backward through InfuseNet: the sum of the squared gradients, the updated parts, the gradients of the rest."""
             back = Backward(jnp.zeros_like(x), jnp.zeros_like(vec), jnp.zeros(()))
             back, new_single = backward(single, update, parts["single"], shardings, single_inputs, vec, back, residuals.single)
-            back = back._replace(carry=(back.carry[:, ids:], back.carry[:, :ids]))
+            back = back._replace(carry=streams(back.carry, ids)[::-1])
             back, new_double = backward(double, update, parts["double"], shardings, double_inputs, vec, back, residuals.double)
             (grads,) = back_to_begin((back.carry, back.vec))
             grads = jax.lax.with_sharding_constraint(grads, part(shardings, "rest"))

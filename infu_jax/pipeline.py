@@ -30,7 +30,7 @@ from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
 from infu_jax.models.t5 import T5Encoder
 from infu_jax.recent import Recent, digest
-from infu_jax.sharding import batch_sharding, make_mesh
+from infu_jax.sharding import batch_sharding, check_heads, check_tokens, make_mesh
 from infu_jax.tokenizers import Tokenizer, load_clip_tokenizer, load_t5_tokenizer
 
 CLIP_LENGTH = 77
@@ -126,6 +126,8 @@ class InfUPipeline:
         places = dict(arcface=arcface or infu, resampler=infu, infusenet=infu, t5=base, clip=base, autoencoder=autoencoder or base, flux=transformer or base)
         # Everything that names, shapes and settings can tell comes first: a mistake should not cost the minutes that 12 billion parameters take.
         shapes = {name: checkpoint.check(checkpoint.open_model(path, name, ema=ema), mesh) for name, path in reversed(places.items())}
+        check_heads(mesh, shapes["flux"].cfg.num_heads)
+        check_tokens(mesh, shapes["resampler"].cfg.num_queries)
         clip_tokenizer, t5_tokenizer = load_clip_tokenizer(base / "tokenizer"), load_t5_tokenizer(base / "tokenizer_2")
         checks.check_models(**shapes, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
         changes = [lora.read(path, scale, {name: shapes[name] for name in lora.MODELS}) for path, scale in loras]
@@ -192,6 +194,7 @@ class InfUPipeline:
         batch = len(prompts)
         h, w = settings.height // self.autoencoder_downscale, settings.width // self.autoencoder_downscale
         shape = (batch, h, w, self.autoencoder.cfg.z_channels)
+        check_tokens(self.mesh, settings.t5_length, (h // 2) * (w // 2))
 
         if id_embedding is None:
             id_embedding = self.embed_face(id_image)

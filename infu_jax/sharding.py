@@ -1,8 +1,10 @@
-"""Where arrays live: one mesh of axes (data, fsdp, tensor), rules for parameters, a spec for batches.
+"""Where arrays live: one mesh of axes (data, fsdp, tensor, sequence), rules for parameters, specs for batches and tokens.
 
 - data: copies of the weights, each with its part of the batch.
 - fsdp: weights are split and gathered block by block; the batch is split over this axis too.
 - tensor: heads and MLP channels are split; one picture is computed by several devices.
+- sequence: tokens are split, but for the attention, which splits heads instead (DeepSpeed-Ulysses, arXiv 2309.14509). One picture is
+  computed by several devices as well, that send each other less but have all weights each.
 
 This file knows parameter names (as regular expressions) but imports no model, so models may use it.
 """
@@ -14,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -21,24 +24,26 @@ from jax.sharding import PartitionSpec as P
 
 from infu_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
+HEADS = ("tensor", "sequence")  # what the heads of an attention are split over
 LANES = 128  # of a TPU's vector unit
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (all by default). One of the sizes may be -1: the rest of the devices."""
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, tensor, sequence]
+    asked = f"mesh ({', '.join(AXES)}) = {tuple(sizes)}"
     if any(s < 1 and s != -1 for s in sizes):
-        raise InputError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: sizes are 1 or more, or -1 for the rest of the devices")
+        raise InputError(f"{asked}: sizes are 1 or more, or -1 for the rest of the devices")
     if sizes.count(-1) > 1:
-        raise InputError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: only one size may be -1")
+        raise InputError(f"{asked}: only one size may be -1")
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        raise InputError(f"mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+        raise InputError(f"{asked} does not fit {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...]:
@@ -76,6 +81,63 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, x.shape[0])))
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+def constrain_tokens(x: jax.Array) -> jax.Array:
+    """As `constrain_batch` for tokens (B, S, ...), which are split over `sequence` too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh, x.shape[0]), "sequence"))
+
+
+def check_heads(mesh: Mesh | AbstractMesh, heads: int) -> None:
+    """Raise where so many heads cannot be split over the devices that compute one picture."""
+    devices = math.prod(mesh.shape[axis] for axis in HEADS)
+    if heads % devices:
+        raise InputError(f"{heads} heads are not a multiple of mesh axes {' x '.join(HEADS)} = {devices}; choose another mesh")
+
+
+def check_tokens(mesh: Mesh | AbstractMesh, *counts: int) -> None:
+    """Raise where so many tokens, of text, identity or picture, cannot be split over `sequence`."""
+    if wrong := [n for n in counts if n % mesh.shape["sequence"]]:
+        raise InputError(f"{wrong[0]} tokens are not a multiple of mesh axis 'sequence' = {mesh.shape['sequence']}; choose another mesh")
+
+
+def join(first: jax.Array, second: jax.Array, axis: int = 1) -> jax.Array:
+    """Two streams of tokens as one, each device's own tokens together: with `sequence` 2 first[:n/2], second[:m/2], first[n/2:], second[m/2:].
+
+    What looks at all tokens alike may have them in any order, and nothing is sent for this one. Without a mesh, or where `sequence` is 1, it
+    is plain concatenation.
+    """
+    parts = [_by_device(x, axis) for x in (first, second)]
+    whole = jnp.concatenate(parts, axis + 1)
+    return whole.reshape(*first.shape[:axis], -1, *first.shape[axis + 1 :])
+
+
+def streams(joined: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
+    """The two streams of (B, S, ...) that `join` made one of; `first`: tokens of the first."""
+    by_device = _by_device(joined, 1)
+    cut = first // by_device.shape[1]
+    return tuple(x.reshape(len(x), -1, *x.shape[3:]) for x in (by_device[:, :, :cut], by_device[:, :, cut:]))
+
+
+def add_to_second(joined: jax.Array, first: int, more: jax.Array) -> jax.Array:
+    """Add `more` to the second stream of those that `join` made one of."""
+    by_device = _by_device(joined, 1)
+    if by_device.shape[1] == 1:  # The same numbers, but so XLA rounds what comes after as it does where nothing is added: bit for bit, for zeros.
+        return joined.at[:, first:].add(more)
+    return by_device.at[:, :, first // by_device.shape[1] :].add(_by_device(more, 1)).reshape(joined.shape)
+
+
+def _by_device(x: jax.Array, axis: int) -> jax.Array:
+    """Tokens (..., S, ...) as (..., devices, S / devices, ...)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.shape["sequence"]
+    return x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
 
 
 # Parameters ---------------------------------------------------------------------------------------

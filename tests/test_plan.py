@@ -106,20 +106,20 @@ def test_sampling(four_chips, pipeline, monkeypatch):
     """The loop's own program with the weights that it takes, on the mesh that splits least; and with all programs around it."""
     found = sampling.plan(sample_args())
     gib, size = {name: x * 2**30 for name, x in found["gib"].items()}, found["mesh"]
-    assert size == {"data": 2, "fsdp": 1, "tensor": 2} and found["choice"]["mesh"] == size  # the tiny stack has two heads
+    assert size == {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 2} and found["choice"]["mesh"] == size  # the tiny stack has two heads
     expected = budget.sampling(sample_args(), sampling.model_sizes(sample_args()), budget._abstract(MeshConfig(**size)), 1)
     assert gib["transformers"] == expected["transformers"]
     assert gib["modulation tables and other inputs"] > expected["modulation tables"] > 100_000
     assert gib["activations (temporary)"] > 0 and found["fits"] and found["peak_gib"] < 0.1
     assert found["peak_gib"] * 2**30 - gib["peak of the loop"] == pytest.approx(expected["what waits beside the loop"], rel=1e-3)
-    assert found["collective_bytes"]["all-reduce"] > 0 and found["recomputed"] == 0
+    assert found["collective_bytes"]["all-to-all"] > 0 and found["recomputed"] == 0
     cfg, infusenet = pipeline.flux.cfg, pipeline.infusenet.cfg
     least = flops.flux_flops(cfg, 20, 24) + flops.infusenet_flops(infusenet, 20, 8)
     assert found["flops"]["least"] * 2 == pytest.approx(least) and found["estimated_seconds"] == pytest.approx(least / 2 / 0.5e12)
-    assert "data 2, fsdp 1, tensor 2: 1 pictures at once (0.25 a chip)" in report.text(found)
+    assert "data 2, fsdp 1, tensor 1, sequence 2: 1 pictures at once (0.25 a chip)" in report.text(found)
     json.dumps(found)
     monkeypatch.setattr(chips, "compiled", lambda lowered, effort: chips.Compiled(0, 0, 0, 0.0, ""))
-    assert sampling.plan(sample_args(mesh=MeshConfig(fsdp=-1)))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert sampling.plan(sample_args(mesh=MeshConfig(fsdp=-1)))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1, "sequence": 1}
 
 
 def test_parked_weights_are_not_counted(four_chips):
@@ -223,7 +223,9 @@ def test_choices():
     sizes = sampling.model_sizes(args)
     choose = lambda gib, chips=1, **changes: budget.choose_sampling(dataclasses.replace(args, **changes), sizes, chips, gib * 2.0**30)  # noqa: E731
     assert choose(80, offload=False).fits and choose(31.25).fits and not choose(16).fits
-    assert choose(31.25, 4).mesh == MeshConfig(tensor=4)  # one picture: all chips paint it
+    assert choose(31.25, 4).mesh == MeshConfig(sequence=4)  # one picture: all chips paint it, with all weights each, if these fit
+    assert choose(15.75, 4).mesh == MeshConfig(tensor=2, sequence=2) and choose(10, 4).mesh == MeshConfig(tensor=4)
+    assert choose(31.25, 4, sampling=SamplingConfig(t5_length=511)).mesh == MeshConfig(tensor=4)  # which do not divide
     assert choose(31.25, 4, batch=4).mesh == MeshConfig(data=4)  # four: each paints one, if the weights fit
     assert choose(15.75, 4, batch=4).mesh.fsdp > 1
     train = TrainArgs(out=Path("unused"), data=DataConfig(features=FEATURES))
@@ -235,6 +237,8 @@ def test_choices():
     with pytest.raises(InputError, match="no mesh of so many chips divides"):
         budget._best([(MeshConfig(fsdp=7), 7)], lambda mesh, batch: budget.training(train, sizes, mesh, batch), lambda *_: (0,), 2.0**40)
     assert {(m.data, m.fsdp, m.tensor) for m in budget.meshes(FluxConfig(), 4)} == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}
+    split = {(m.fsdp, m.tensor, m.sequence) for m in budget.meshes(FluxConfig(), 8, (4096, 512, 4)) if m.data == 1 and m.sequence > 1}
+    assert split == {(4, 1, 2), (2, 2, 2), (2, 1, 4), (1, 4, 2), (1, 2, 4)}  # eight do not divide four ID tokens
     assert math.prod(dataclasses.astuple(next(budget.meshes(FluxConfig(), 12)))) == 12
 
 

@@ -258,9 +258,12 @@ def test_options_that_do_not_exist_are_usage_errors(tmp_path):
 def test_mesh_that_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", MAKE_MESH)  # on eight devices
     given = ("--prompt", "a", "--out", tmp_path / "out")
-    assert_one_line(command(sample, *given, "--mesh.data", 3), r"\(3, 1, 1\) does not fit 8 devices")
+    assert_one_line(command(sample, *given, "--mesh.data", 3), r"\(3, 1, 1, 1\) does not fit 8 devices")
     # Of the embedded stack's four heads no eighth can be had. Asked for, it is an error; by default every device gets a copy.
     assert_one_line(command(sample, *given, "--mesh.tensor", 8), "size 4 is not a multiple of mesh axis 'tensor' = 8; choose another mesh")
+    assert_one_line(command(sample, *given, "--mesh.sequence", 8), "4 heads are not a multiple of mesh axes tensor x sequence = 8; choose another mesh")
+    split = ("--mesh.sequence", 4, "--mesh.data", 2, "--batch", 2, "--t5-length", 42)
+    assert_one_line(command(sample, *given, *split), "42 tokens are not a multiple of mesh axis 'sequence' = 4; choose another mesh")
     assert sample._mesh(sample.Args(), 8) == MeshConfig(data=-1)
     real = sample.Args(base=Path("FLUX.1-dev"))
     assert [sample._mesh(real, n) for n in (1, 4, 6, 16)] == [MeshConfig(1, -1, n) for n in (1, 4, 2, 8)]

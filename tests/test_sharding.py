@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infu_jax.checkpoint import abstract, load_model, param_shapes, params_of
@@ -19,10 +19,24 @@ from infu_jax.convert.source import PLACES
 from infu_jax.errors import InputError
 from infu_jax.latents import position_ids
 from infu_jax.models import MODELS
-from infu_jax.models.flux import rope
+from infu_jax.models.flux import Residuals, rope
 from infu_jax.parking import PARKED, PARKED_PARAMETERS
 from infu_jax.pipeline import InfUPipeline
-from infu_jax.sharding import AXES, RULES, batch_axes, batch_sharding, constrain_batch, make_mesh, param_shardings, param_specs
+from infu_jax.plan.collectives import collective_bytes
+from infu_jax.sharding import (
+    AXES,
+    RULES,
+    add_to_second,
+    batch_axes,
+    batch_sharding,
+    check_tokens,
+    constrain_batch,
+    join,
+    make_mesh,
+    param_shardings,
+    param_specs,
+    streams,
+)
 from tests.conftest import ROOT, assert_close, programs, unit_vector
 
 PROMPTS = ["a man in a garden", "a chef"]
@@ -32,7 +46,7 @@ PROMPTS = ["a man in a garden", "a chef"]
 
 
 def test_make_mesh():
-    for sizes, found in (((), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((2, -1, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((-1, 8, 1), (1, 8, 1))):
+    for sizes, found in (((), (8, 1, 1, 1)), ((2, 2, 2), (2, 2, 2, 1)), ((2, -1, 2), (2, 2, 2, 1)), ((1, 1, 2, -1), (1, 1, 2, 4)), ((-1, 8, 1), (1, 8, 1, 1))):
         mesh = make_mesh(*sizes)
         assert tuple(mesh.shape[axis] for axis in AXES) == found
         assert set(mesh.devices.flat) == set(jax.devices())
@@ -43,11 +57,11 @@ def test_make_mesh():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, -1, 1), r"\(3, -1, 1\) does not fit 8 devices"),
-        ((2, 2, 1), r"\(2, 2, 1\) does not fit 8 devices"),
+        ((3, -1, 1), r"mesh \(data, fsdp, tensor, sequence\) = \(3, -1, 1, 1\) does not fit 8 devices"),
+        ((2, 2, 1), r"\(2, 2, 1, 1\) does not fit 8 devices"),
         ((-1, -1, 1), "only one size may be -1"),
         ((0, -1, 1), "sizes are 1 or more"),
-        ((-2, -2, 2), "sizes are 1 or more"),
+        ((-2, -2, 2, 1), "sizes are 1 or more"),
     ],
 )
 def test_bad_meshes(sizes, message):
@@ -79,17 +93,17 @@ def test_rules_fit_the_full_size_models(model):
     shapes = {name: s.shape for name, s in FULL_SIZE[model].items()}
     specs = param_specs(RULES[model], list(shapes))  # raises where a parameter has no rule, or a rule no parameter
     assert all(len(spec) <= len(shapes[name]) for name, spec in specs.items())
-    for sizes in ((1, 4, 1), (1, 16, 1), (2, 4, 2), (1, 1, 8), (1, 256, 1)):
-        mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    for sizes in ((1, 4, 1, 1), (1, 16, 1, 2), (2, 4, 2, 1), (1, 1, 8, 1), (1, 256, 1, 1)):
+        mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
         for name, sharding in param_shardings(mesh, RULES[model], shapes).items():
             sharding.shard_shape(shapes[name])
 
 
 @pytest.mark.parametrize("model", ["flux", "infusenet", "t5"])
 def test_nothing_large_is_replicated(model):
-    for axis, sizes in (("fsdp", (1, 16, 1)), ("tensor", (1, 1, 8))):
+    for axis, sizes in (("fsdp", (1, 16, 1, 1)), ("tensor", (1, 1, 8, 1))):
         shapes = {name: s.shape for name, s in FULL_SIZE[model].items()}
-        mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+        mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
         shardings = param_shardings(mesh, RULES[model], shapes)
         if axis == "fsdp":
             assert not [name for name, s in shapes.items() if math.prod(s) >= 1e6 and axis not in shardings[name].spec]
@@ -203,9 +217,50 @@ def test_gradients_on_eight_devices():
         with jax.set_mesh(mesh):
             return jax.tree.leaves(jax.jit(jax.grad(loss))(placed, **{k: jax.device_put(x, batch_sharding(mesh, 8)) for k, x in inputs.items()}))
 
-    one, eight = gradients(make_mesh(devices=jax.devices()[:1])), gradients(make_mesh(2, 2, 2))
-    for name, a, b in zip(shapes, eight, one):
-        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * np.abs(np.asarray(b)).max(), name
+    one = gradients(make_mesh(devices=jax.devices()[:1]))
+    for sizes in ((2, 2, 2), (2, 1, 2, 2)):
+        for name, a, b in zip(shapes, gradients(make_mesh(*sizes)), one):
+            assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * np.abs(np.asarray(b)).max(), (sizes, name)
+
+
+# Tokens split over devices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 2), (2, 2, 1, 2)])
+def test_the_same_pictures_with_split_tokens(tiny, pipeline, paint, sizes):
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    made = paint(InfUPipeline.load(*tiny, mesh=mesh), PROMPTS, seeds=[5, 6], true_cfg=2.0, given={"id_embedding": unit_vector(128), "negative_prompt": "dull"})
+    assert_close(made, paint(pipeline, PROMPTS, seeds=[5, 6], true_cfg=2.0, given={"id_embedding": unit_vector(128), "negative_prompt": "dull"}), 1e-5)
+
+
+def test_split_tokens_are_sent_for_the_attention_alone(tiny):
+    """Queries, keys and values there and what the attention gives back, three quarters of each device's quarter; no weights."""
+    cfg = FluxConfig(vec_in_dim=16, context_in_dim=32, hidden_size=128, num_heads=4, depth=2, depth_single_blocks=3, axes_dim=(8, 12, 12))
+    mesh = make_mesh(1, 1, 1, 4, devices=jax.devices()[:4])
+    everywhere = NamedSharding(mesh, P())
+    model = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), abstract("flux", cfg))
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)  # noqa: E731
+    residuals = Residuals(array(1, 1, 64, 128), array(2, 1, 64, 128))
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda model, *xs: model(xs[0], xs[1], rope(position_ids(16, 16, 16), cfg), *xs[2:]))
+        text = run.lower(model, array(1, 64, 64), array(1, 16, 32), array(1), array(1, 16), array(1), residuals).compile().as_text()
+    sent = collective_bytes(text)
+    assert sent.pop("all-to-all") == 4 * (cfg.depth + cfg.depth_single_blocks) * 80 * cfg.hidden_size * 4 / 4 * 3 / 4
+    assert sum(sent.values()) <= 64 * 64 * 4, sent  # the velocity, gathered
+
+
+def test_join():
+    a, b = jnp.arange(8).reshape(1, 8, 1), -jnp.arange(4).reshape(1, 4, 1)
+    assert join(a, b).ravel().tolist() == [*range(8), 0, -1, -2, -3]
+    with jax.set_mesh(make_mesh(1, 1, 1, 4, devices=jax.devices()[:4])):
+        joined = join(a, b)
+        assert joined.ravel().tolist() == [0, 1, 0, 2, 3, -1, 4, 5, -2, 6, 7, -3]
+        for found, wanted in zip(streams(joined, 8), (a, b)):
+            np.testing.assert_array_equal(found, wanted)
+        for counts in ((512, 6), (6, 512)):
+            with pytest.raises(InputError, match="6 tokens are not a multiple of mesh axis 'sequence' = 4; choose another mesh"):
+                check_tokens(jax.sharding.get_abstract_mesh(), 8, *counts)
+        assert add_to_second(joined, 8, 10 * b).ravel().tolist() == [0, 1, 0, 2, 3, -11, 4, 5, -22, 6, 7, -33]
 
 
 # Two processes ------------------------------------------------------------------------------------
@@ -217,6 +272,7 @@ address, index, vector, out, base, infu = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 from infu_jax.config import SamplingConfig
 from infu_jax.pipeline import InfUPipeline
+from infu_jax.plan.collectives import collective_bytes
 from infu_jax.sharding import make_mesh
 assert jax.device_count() == 8 and jax.local_device_count() == 4
 pipeline = InfUPipeline.load(base, infu, mesh=make_mesh(2, 2, 2))

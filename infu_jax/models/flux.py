@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from infu_jax.attention import attention
 from infu_jax.config import FluxConfig, Remat
 from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
-from infu_jax.sharding import constrain_batch
+from infu_jax.sharding import add_to_second, constrain_batch, constrain_tokens, join, streams
 
 
 class RoPE(NamedTuple):
@@ -113,14 +113,15 @@ class Flux(MMDiT):
         """
         txt_tokens = txt.shape[1]
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
-        img, txt = constrain_batch(self.img_in(img)), constrain_batch(self.txt_in(txt.astype(img.dtype)))
+        img, txt = constrain_tokens(self.img_in(img)), constrain_tokens(self.txt_in(txt.astype(img.dtype)))
+        pe = joined_rope(pe, txt_tokens)
 
         def double(block, carry, x):
             index, mods = x
             img, txt = block(*carry, mods or block.modulation(vec), pe)
             if residuals is not None and len(residuals.double):
                 img = img + residuals.double[index].astype(img.dtype)
-            return (constrain_batch(img), constrain_batch(txt)), None
+            return (constrain_tokens(img), constrain_tokens(txt)), None
 
         indices = _residual_of(self.cfg.depth, residuals and residuals.double)
         (img, txt), _ = scan(double, self.double_blocks, (img, txt), (indices, modulation and (modulation.img, modulation.txt)), remat=remat)
@@ -129,12 +130,12 @@ class Flux(MMDiT):
             index, mod = given
             x = block(x, block.modulation(vec) if mod is None else mod, pe)
             if residuals is not None and len(residuals.single):
-                x = x.at[:, txt_tokens:].add(residuals.single[index].astype(x.dtype))
-            return constrain_batch(x), None
+                x = add_to_second(x, txt_tokens, residuals.single[index].astype(x.dtype))
+            return constrain_tokens(x), None
 
         indices = _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single)
-        x, _ = scan(single, self.single_blocks, jnp.concatenate([txt, img], axis=1), (indices, modulation and modulation.single), remat=remat)
-        return self.final_layer(x[:, txt_tokens:], modulation.final if modulation else self.final_layer.modulation(vec))
+        x, _ = scan(single, self.single_blocks, constrain_tokens(join(txt, img)), (indices, modulation and modulation.single), remat=remat)
+        return self.final_layer(streams(x, txt_tokens)[1], modulation.final if modulation else self.final_layer.modulation(vec))
 
     def modulation(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Modulation:
         """As MMDiT's, and of the final layer."""
@@ -158,9 +159,9 @@ class DoubleStreamBlock(nnx.Module):
         txt_qkv = self.txt.project(txt, *txt_mod[:2])
         img_qkv = self.img.project(img, *img_mod[:2])
         # Text first: the checkpoints and the position ids assume this order.
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv))
+        q, k, v = (join(*pair) for pair in zip(txt_qkv, img_qkv))
         attn = attention(apply_rope(q, pe), apply_rope(k, pe), v)
-        txt_attn, img_attn = jnp.split(attn, [txt.shape[1]], axis=1)
+        txt_attn, img_attn = streams(attn, txt.shape[1])
         return self.img.finish(img, img_attn, *img_mod[2:]), self.txt.finish(txt, txt_attn, *txt_mod[2:])
 
 
@@ -278,6 +279,11 @@ def rope(ids: np.ndarray, cfg: FluxConfig) -> RoPE:
     angles = [ids[:, a, None] * cfg.theta ** -(np.arange(0, dim, 2) / dim) for a, dim in enumerate(cfg.axes_dim)]
     angles = np.concatenate(angles, axis=-1)
     return RoPE(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+
+
+def joined_rope(pe: RoPE, first: int) -> RoPE:
+    """Angles of two streams, `first` tokens and the rest, in the order in which `sharding.join` has their tokens."""
+    return RoPE(*(join(*jnp.split(angle, [first]), axis=0) for angle in pe))
 
 
 def apply_rope(x: Float[Array, "B S H K"], pe: RoPE) -> Float[Array, "B S H K"]:

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from infu_jax.config import InfuseNetConfig, Remat
-from infu_jax.models.flux import MMDiT, Modulation, Residuals, RoPE
+from infu_jax.models.flux import MMDiT, Modulation, Residuals, RoPE, joined_rope
 from infu_jax.models.layers import Linear, scan, stack, zeros
-from infu_jax.sharding import constrain_batch
+from infu_jax.sharding import constrain_tokens, join, streams
 
 
 class InfuseNet(MMDiT):
@@ -56,21 +56,21 @@ class InfuseNet(MMDiT):
         """
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         x, txt = self.embed(img, id_tokens, control)
-        given = BlockInputs(vec, pe, jnp.asarray(scale, img.dtype))
+        given = BlockInputs(vec, joined_rope(pe, id_tokens.shape[1]), jnp.asarray(scale, img.dtype))
         double = lambda pair, carry, mods: double_block(pair, carry, mods, given)  # noqa: E731
         blocks = nnx.List([self.double_blocks, self.double_out])
         (x, txt), double_residuals = scan(double, blocks, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat)
         single = lambda pair, x, mod: single_block(pair, x, mod, given, txt.shape[1])  # noqa: E731
         blocks = nnx.List([self.single_blocks, self.single_out])
-        _, single_residuals = scan(single, blocks, jnp.concatenate([txt, x], axis=1), modulation and modulation.single, remat=remat)
+        _, single_residuals = scan(single, blocks, constrain_tokens(join(txt, x)), modulation and modulation.single, remat=remat)
         return Residuals(double_residuals, single_residuals)
 
     def embed(
         self, img: Float[Array, "B L C"], id_tokens: Float[Array, "B T E"], control: Float[Array, "B L C"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
         """Image tokens and ID tokens as the first block gets them."""
-        x = constrain_batch(self.img_in(img) + self.control_in(control.astype(img.dtype)))
-        return x, constrain_batch(self.txt_in(constrain_batch(id_tokens).astype(img.dtype)))
+        x = constrain_tokens(self.img_in(img) + self.control_in(control.astype(img.dtype)))
+        return x, constrain_tokens(self.txt_in(constrain_tokens(id_tokens).astype(img.dtype)))
 
 
 class BlockInputs(NamedTuple):
@@ -85,11 +85,11 @@ def double_block(pair, carry, mods, given: BlockInputs):
     """One of the double stack: (image tokens, ID tokens) -> the same, and the residual."""
     block, out = pair
     x, txt = block(*carry, mods or block.modulation(given.vec), given.pe)
-    return (constrain_batch(x), constrain_batch(txt)), constrain_batch(given.scale * out(x))
+    return (constrain_tokens(x), constrain_tokens(txt)), constrain_tokens(given.scale * out(x))
 
 
 def single_block(pair, x, mod, given: BlockInputs, id_count: int):
     """One of the single stack: ID tokens and image tokens in one -> the same, and the residual."""
     block, out = pair
     x = block(x, block.modulation(given.vec) if mod is None else mod, given.pe)
-    return constrain_batch(x), constrain_batch(given.scale * out(x[:, id_count:]))
+    return constrain_tokens(x), constrain_tokens(given.scale * out(streams(x, id_count)[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from infu_jax.errors import InputError
 from infu_jax.models.flux import MODULATION
 from infu_jax.pipeline import TABLE_STEPS
 from infu_jax.plan.settings import SampleArgs, TrainArgs
-from infu_jax.sharding import AXES, RULES, batch_axes, param_shardings
+from infu_jax.sharding import AXES, HEADS, RULES, batch_axes, param_shardings
 from infu_jax.training import TRAINED
 
 Sizes = Mapping[str, Any]
@@ -60,8 +60,9 @@ def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> 
     tables = TABLE_STEPS * math.ceil(args.sampling.steps / TABLE_STEPS) * pictures * value * sum(map(_modulations, (cfg, sizes["infusenet"])))
     parts = {"transformers": sum(transformers.values()) - (modulations if args.tables else 0), "modulation tables": tables if args.tables else 0}
     parts["what waits beside the loop"] = 0 if args.offload else around + (modulations if args.tables else 0)
-    loop = _activations(cfg, pictures * (image + tokens), value, FORWARD_WIDTHS, mesh)
-    loop += pictures * image * cfg.hidden_size * value * (sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks)
+    here = pictures / mesh.shape["sequence"]
+    loop = _activations(cfg, here * (image + tokens), value, FORWARD_WIDTHS, mesh)
+    loop += here * image * cfg.hidden_size * value * (sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks)
     decoding = pictures * _decoding(sizes["autoencoder"], args.sampling.height, args.sampling.width)
     decoding += weights("autoencoder", sizes, mesh, value) if args.offload else 0
     return {name: float(n) for name, n in parts.items()} | {"activations": max(loop, decoding)}
@@ -75,7 +76,7 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
     size = lambda name: 4 if name == "arcface" else quantize.BYTES if name == "flux" and args.models.base_weights == "int8" else 2  # noqa: E731
     trained = sum(weights(name, sizes, mesh, 4) for name in TRAINED[args.trainable])
     cfg = sizes["flux"]
-    pictures = batch / args.accumulate / _rows(mesh, batch // args.accumulate)
+    pictures = batch / args.accumulate / _rows(mesh, batch // args.accumulate) / mesh.shape["sequence"]
     image = _image_tokens(args.height, args.width)
     tokens = pictures * (image + args.data.t5_length)
     block = 2 * cfg.hidden_size * tokens  # one array of all tokens in bfloat16
@@ -149,23 +150,39 @@ def training_flops(args: TrainArgs, sizes: Sizes, batch: int) -> Parts:
     return {"least": batch * least, "executed": batch * (least + more)}
 
 
+def workers(mesh: AbstractMesh | Mesh, batch: int) -> int:
+    """Into how many parts the computation of a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in (*batch_axes(mesh, batch), *HEADS))
+
+
 # Choosing -----------------------------------------------------------------------------------------
 
 
-def meshes(cfg: FluxConfig, chips: int) -> Iterator[MeshConfig]:
-    """Every mesh of so many chips whose tensor axis is 8 at most and divides the heads."""
-    for tensor in (n for n in range(1, 9) if chips % n == 0 and cfg.num_heads % n == 0):
-        for fsdp in (n for n in range(1, chips // tensor + 1) if chips // tensor % n == 0):
-            yield MeshConfig(data=chips // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+def meshes(cfg: FluxConfig, chips: int, tokens: Sequence[int] = ()) -> Iterator[MeshConfig]:
+    """Every mesh of so many chips of which 8 at most compute one picture; its tensor and sequence axes divide the heads, the latter all numbers of `tokens`.
+
+    Without `tokens` they are not split.
+    """
+    for together in (n for n in range(1, 9) if chips % n == 0 and cfg.num_heads % n == 0):
+        for sequence in (n for n in range(1, together + 1) if together % n == 0 and (n == 1 or tokens) and all(count % n == 0 for count in tokens)):
+            for fsdp in (n for n in range(1, chips // together + 1) if chips // together % n == 0):
+                yield MeshConfig(data=chips // together // fsdp, fsdp=fsdp, tensor=together // sequence, sequence=sequence)
+
+
+def tokens(args: SampleArgs, sizes: Sizes) -> tuple[int, int, int]:
+    """Of the picture, the text and the identity."""
+    return _image_tokens(args.sampling.height, args.sampling.width), args.sampling.t5_length, sizes["resampler"].num_queries
 
 
 def choose_sampling(args: SampleArgs, sizes: Sizes, chips: int, room: float) -> Choice:
     """The mesh on which the pictures fit and each chip has least to compute; of several the one that splits weights least."""
 
     def cost(mesh: MeshConfig) -> tuple:
-        return args.batch / _rows(_abstract(mesh), args.batch) / mesh.tensor, mesh.fsdp, mesh.tensor
+        return args.batch / workers(_abstract(mesh), args.batch), mesh.fsdp, mesh.tensor, mesh.sequence
 
-    return _best(((mesh, args.batch) for mesh in meshes(sizes["flux"], chips)), lambda m, b: sampling(args, sizes, m, b), lambda m, _: cost(m), room)
+    return _best(
+        ((mesh, args.batch) for mesh in meshes(sizes["flux"], chips, tokens(args, sizes))), lambda m, b: sampling(args, sizes, m, b), lambda m, _: cost(m), room
+    )
 
 
 def choose_training(args: TrainArgs, sizes: Sizes, chips: int, room: float) -> Choice:
@@ -200,7 +217,7 @@ def _best(candidates: Any, parts: Callable[[AbstractMesh, int], Parts], cost: Ca
 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:
-    return AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    return AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _rows(mesh: AbstractMesh | Mesh, batch: int) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
-from infu_jax.config import MeshConfig
 from infu_jax.plan.budget import Choice
 from infu_jax.plan.chips import GIB
 
@@ -67,10 +67,8 @@ def of_estimate(machine: str, choice: Choice, room: float, counted: Mapping[str,
 
 def text(report: Report) -> str:
     """As a table for people."""
-    mesh = MeshConfig(**report["mesh"])
-    chips = mesh.data * mesh.fsdp * mesh.tensor
-    per_chip = report["batch"] / chips
-    head = f"{report['machine']}, data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}: {report['batch']} pictures at once ({per_chip:g} a chip), "
+    per_chip = report["batch"] / math.prod(report["mesh"].values())
+    head = f"{report['machine']}, {_mesh(report['mesh'])}: {report['batch']} pictures at once ({per_chip:g} a chip), "
     head += "estimated, nothing was compiled" if report["estimate"] else f"compiled in {report['compile_seconds']:.0f} s"
     lines = [head, "", "| GiB a chip | |", "|---|---|", *(f"| {name} | {gib:.2f} |" for name, gib in report["gib"].items())]
     lines += [f"| **peak** | {report['peak_gib']:.2f} |", f"| of | {report['room_gib']:.2f} |", ""]
@@ -83,9 +81,12 @@ def text(report: Report) -> str:
         lines.append(f"Estimate: {report['estimated_seconds']:.3g} s a step, if {report['assumed_efficiency']:.0%} of the chips' peak is reached.")
     choice = report["choice"]
     said = f"{'The arithmetic would take' if choice['fits'] else 'Nothing fits; nearest is'}: "
-    said += ", ".join(f"{axis} {n}" for axis, n in choice["mesh"].items())
-    lines.append(f"{said}, {choice['batch']} pictures, {choice['gib']:.1f} GiB a chip (estimate).")
+    lines.append(f"{said}{_mesh(choice['mesh'])}, {choice['batch']} pictures, {choice['gib']:.1f} GiB a chip (estimate).")
     return "\n".join(lines)
+
+
+def _mesh(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {n}" for axis, n in sizes.items())
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

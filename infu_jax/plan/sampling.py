@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs
 from infu_jax.plan.weights import placed
-from infu_jax.sharding import batch_axes, batch_sharding, in_host, make_mesh
+from infu_jax.sharding import batch_axes, batch_sharding, check_heads, check_tokens, in_host, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +111,8 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     room = chips.memory_gib(devices[0])
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
     mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)
+    check_heads(mesh, sizes["flux"].num_heads)
+    check_tokens(mesh, *budget.tokens(args, sizes))
     have = models(args, sizes, mesh)
     asked = lowerings(args, have, mesh)
     compiled = {}
@@ -128,10 +129,9 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     }
     peaks = {name: program.peak + have.resident - _resident(asked[name][1]) for name, program in compiled.items()}
     gib |= {f"with all that stays, {name}": peak for name, peak in peaks.items()}
-    counted, parts = budget.sampling_flops(args, sizes, args.batch), math.prod(mesh.shape[axis] for axis in (*batch_axes(mesh, args.batch), "tensor"))
     return report.of_compiled(
-        args.topology, mesh, args.batch, gib, max(peaks.values()), room, counted, parts, collective_bytes(loop.text), flops.peak(devices[0]), args.efficiency,
-        sum(program.seconds for program in compiled.values()), choice,
+        args.topology, mesh, args.batch, gib, max(peaks.values()), room, budget.sampling_flops(args, sizes, args.batch), budget.workers(mesh, args.batch),
+        collective_bytes(loop.text), flops.peak(devices[0]), args.efficiency, sum(program.seconds for program in compiled.values()), choice,
     )  # fmt: skip
 
 

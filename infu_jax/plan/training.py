@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from infu_jax.plan.chips import held
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import TrainArgs
 from infu_jax.plan.weights import placed
-from infu_jax.sharding import batch_axes, batch_sharding, make_mesh
+from infu_jax.sharding import batch_sharding, check_heads, check_tokens, make_mesh
 from infu_jax.train_config import TrainConfig
 
 
@@ -36,10 +35,9 @@ def plan(args: TrainArgs) -> dict[str, Any]:
         args = dataclasses.replace(args, mesh=choice.mesh, batch_size=choice.batch)
     mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=devices)
     program, gib = compile_step(args, sizes, mesh)
-    workers = math.prod(mesh.shape[axis] for axis in (*batch_axes(mesh, args.batch_size), "tensor"))
     return report.of_compiled(
-        args.topology, mesh, args.batch_size, gib, program.peak, room, budget.training_flops(args, sizes, args.batch_size), workers,
-        collective_bytes(program.text), flops.peak(devices[0]), args.efficiency, program.seconds, choice,
+        args.topology, mesh, args.batch_size, gib, program.peak, room, budget.training_flops(args, sizes, args.batch_size),
+        budget.workers(mesh, args.batch_size), collective_bytes(program.text), flops.peak(devices[0]), args.efficiency, program.seconds, choice,
     )  # fmt: skip
 
 
@@ -48,6 +46,8 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * args.accumulate
     if args.batch_size % parts:
         raise InputError(f"batch_size {args.batch_size} does not divide over {parts} devices and parts; try --batch-size {parts}")
+    check_heads(mesh, sizes["flux"].num_heads)
+    check_tokens(mesh, args.height // 16 * (args.width // 16), args.data.t5_length, sizes["resampler"].num_queries)
     trained = {name: abstract(name, sizes[name]) for name in training.TRAINED[args.trainable]}
     weights = lambda name: placed(name, sizes[name], mesh, jnp.bfloat16, args.models.base_weights if name == "flux" else "auto")  # noqa: E731
     features = set() if args.data.features == "auto" else set(args.data.features)

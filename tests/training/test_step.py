@@ -40,7 +40,7 @@ def model(name, mesh, zero_outputs=False):
     return with_params(module, {k: jax.device_put(v.astype(np.float32), shardings[k]) for k, v in values.items()})
 
 
-def batch(mesh, size=8, tokens=6, side=8):
+def batch(mesh, size=8, tokens=8, side=8):
     draw = np.random.default_rng(1).standard_normal
     latent = lambda: draw((size, side, side, 16), np.float32)  # noqa: E731
     made = {
@@ -80,7 +80,16 @@ def alone():
 
 @pytest.mark.parametrize(
     ("sizes", "accumulate", "in_backward"),
-    [((8, 1, 1), 1, False), ((1, 8, 1), 1, False), ((2, 2, 2), 1, False), ((2, 2, 2), 2, False), ((1, 8, 1), 1, True), ((2, 2, 2), 1, True)],
+    [
+        ((8, 1, 1), 1, False),
+        ((1, 8, 1), 1, False),
+        ((2, 2, 2), 1, False),
+        ((2, 2, 2), 2, False),
+        ((1, 8, 1), 1, True),
+        ((2, 2, 2), 1, True),
+        ((1, 2, 2, 2), 1, True),
+        ((2, 1, 1, 4), 2, False),
+    ],
 )
 def test_meshes_and_parts_agree(alone, sizes, accumulate, in_backward):
     """Five steps on eight devices are those on one: losses to 1e-5. Parameters too, where Adam's eps keeps it from dividing noise by noise."""

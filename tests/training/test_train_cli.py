@@ -145,6 +145,7 @@ def test_a_last_checkpoint_that_cannot_be_begun(train, tmp_path, monkeypatch, st
         (("--batch-size", 16, "--accumulate", 4), r"batch_size 16 with accumulate 4 does not divide over data x fsdp = 8 devices; try --batch-size 32"),
         (("--batch-size", 64), r"64"),
         (("--mesh.fsdp", 3), r"does not fit 8 devices"),
+        (("--mesh.fsdp", 1, "--mesh.sequence", 8), r"heads are not a multiple of mesh axes tensor x sequence = 8"),
         (("--data.paths", "nowhere"), r"nowhere"),
         (("--data.paths",), r"data.paths is empty"),
         (("--validation.every-steps", 1, "--batch-size", 16), r"validation: .*; or turn it off with --validation.every-steps None"),
