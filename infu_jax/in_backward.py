@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 
 from infu_jax import objective
 from infu_jax.checkpoint import with_params
-from infu_jax.models.flux import Residuals, joined_rope
-from infu_jax.models.infusenet import BlockInputs, double_block, single_block
+from infu_jax.models.flux import BlockInputs, Residuals, joined_rope
+from infu_jax.models.infusenet import double_residual, single_residual
 from infu_jax.objective import Batch, Draws, Models, Params
 from infu_jax.optimizer import average, make_optimizer
 from infu_jax.sharding import constrain_tokens, join, streams
@@ -87,8 +87,8 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
 
         ((x, txt), vec), back_to_begin, (pe, scale) = jax.vjp(begin, parts["rest"].params, has_aux=True)
         ids = txt.shape[1]
-        double = lambda p, carry, vec: double_block(block("double", p), carry, None, BlockInputs(vec, pe, scale))  # noqa: E731
-        single = lambda p, x, vec: single_block(block("single", p), x, None, BlockInputs(vec, pe, scale), ids)  # noqa: E731
+        double = lambda p, carry, vec: double_residual(block("double", p), carry, None, BlockInputs(vec, pe, scale))  # noqa: E731
+        single = lambda p, x, vec: single_residual(block("single", p), x, None, BlockInputs(vec, pe, scale), ids)  # noqa: E731
         (x, txt), double_inputs, double_residuals = forward(double, parts["double"].params, (x, txt), vec)
         x, single_inputs, single_residuals = forward(single, parts["single"].params, constrain_tokens(join(txt, x)), vec)
 

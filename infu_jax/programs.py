@@ -55,7 +55,8 @@ def sample_control(cfg: AutoencoderConfig, mean, logvar, noise):
 
 @partial(jax.jit, static_argnames="dtype")
 def modulation(model: Flux | InfuseNet, times, y, guidance, *, dtype):
-    return jax.vmap(lambda t: model.modulation(jnp.broadcast_to(t, len(y)), y, guidance, dtype))(times)
+    """Rows of the model's modulations at each of the times, (times, B, R, D); see `MMDiT.rows`."""
+    return jax.vmap(lambda t: model.rows(model.modulation(jnp.broadcast_to(t, len(y)), y, guidance, dtype)))(times)
 
 
 @partial(jax.jit, static_argnames="dtype")

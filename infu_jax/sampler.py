@@ -5,17 +5,21 @@ Source: InfiniteYou's `pipeline_flux_infusenet.py`; BFL flux `sampling.denoise`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from infu_jax.config import FluxConfig, InfuseNetConfig, Remat
 from infu_jax.flow import Schedule, euler_step
 from infu_jax.latents import position_ids
-from infu_jax.models.flux import Flux, Modulation, Residuals, RoPE, rope
-from infu_jax.models.infusenet import InfuseNet
+from infu_jax.models.flux import BlockInputs, Flux, Modulation, Residuals, RoPE, double_block, joined_rope, rope, single_block
+from infu_jax.models.infusenet import InfuseNet, double_residual, single_residual
+from infu_jax.models.layers import part, scan
+from infu_jax.sharding import constrain_tokens, join
 
 
 class Text(NamedTuple):
@@ -47,11 +51,11 @@ class Conditions(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The models' modulations, made ahead of the loop; each array may have an axis of times in front."""
+    """The models' modulations as rows (`MMDiT.rows`), made ahead of the loop; each array may have an axis of times in front."""
 
-    flux: Modulation
-    infusenet: Modulation | None  # None: the base model alone
-    negative: Modulation | None  # the base model's for the negative prompt
+    flux: Float[Array, "*times B R D"]
+    infusenet: Float[Array, "*times B Q D"] | None  # None: the base model alone
+    negative: Float[Array, "*times B R D"] | None  # the base model's for the negative prompt
 
 
 def identity(cfg: InfuseNetConfig, id_tokens, control, h: int, w: int, *, guidance: float, scale: float) -> Identity:
@@ -89,6 +93,7 @@ def velocity(
     *,
     tables: Tables | None = None,
     residuals: Residuals | None = None,
+    beside: bool = False,
     remat: Remat = "block",
 ) -> tuple[Float[Array, "B L C"], Residuals | None]:
     """Velocity of `img` at time `t` in float32, and the residuals that went into it; the models compute in `dtype`.
@@ -96,19 +101,67 @@ def velocity(
     t: one time for all pictures, or one for each (B,).
     tables: the models' modulations at `t`; by default they are computed here.
     residuals: InfuseNet's, where they have been computed already and `given` has no identity.
+    beside: InfuseNet runs beside the base, see `_beside`: the same velocity in less memory, without residuals to return and without gradient.
     remat: what a backward pass keeps, see `layers.scan`.
     """
-    mods = tables or Tables(None, None, None)
+    from_rows = lambda model, rows: None if rows is None else model.from_rows(rows)  # noqa: E731
+    mods, own, opposed = map(from_rows, (flux, infusenet, flux), tables or (None, None, None))
     t, x = jnp.broadcast_to(t, len(img)), img.astype(dtype)
-    if given.identity is not None:
-        who = given.identity
-        residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale, modulation=mods.infusenet, remat=remat)
-    v = flux(x, given.text.txt, given.pe, t, given.text.y, given.guidance, residuals, modulation=mods.flux, remat=remat).astype(jnp.float32)
+    if given.identity is not None and beside:
+        v = _beside(flux, infusenet, x, t, given, mods, own)
+    else:
+        if given.identity is not None:
+            who = given.identity
+            residuals = infusenet(x, who.id_tokens, who.control, who.pe, t, given.text.y, who.guidance, who.scale, modulation=own, remat=remat)
+        v = flux(x, given.text.txt, given.pe, t, given.text.y, given.guidance, residuals, modulation=mods, remat=remat)
+    v = v.astype(jnp.float32)
     if given.negative is not None:
         # The negative branch is the base model's own: no InfuseNet, the same distilled guidance.
-        away = flux(x, given.negative.txt, given.pe, t, given.negative.y, given.guidance, modulation=mods.negative, remat=remat).astype(jnp.float32)
+        away = flux(x, given.negative.txt, given.pe, t, given.negative.y, given.guidance, modulation=opposed, remat=remat).astype(jnp.float32)
         v = away + given.true_cfg * (v - away)
     return v, residuals
+
+
+def _beside(
+    flux: Flux, infusenet: InfuseNet, x: Float[Array, "B L C"], t: Float[Array, " B"], given: Conditions, mods: Modulation | None, own: Modulation | None
+) -> Float[Array, "B L C"]:
+    """The base's velocity with InfuseNet's residuals, each of which is made just before the blocks that it is added after.
+
+    So there is one of them at a time: all would be as large as everything else that a picture takes beside the weights (14 in the release).
+    """
+    who, text = given.identity, given.text
+    base = BlockInputs(None if mods else flux.embed_vec(t, text.y, given.guidance, x.dtype), joined_rope(given.pe, text.txt.shape[1]))
+    vec = None if own else infusenet.embed_vec(t, text.y, who.guidance, x.dtype)
+    branch = BlockInputs(vec, joined_rope(who.pe, who.id_tokens.shape[1]), who.scale.astype(x.dtype))
+
+    def stage(base_step, branch_step, base_blocks, branch_blocks, depth: int, count: int, carry, base_mods, branch_mods):
+        """One stack of the base and one of InfuseNet, of `depth` and `count` blocks."""
+        if not count:
+            return part(lambda *xs: base_step(*xs, None), base_blocks, carry[0], base_mods, 0, depth), carry[1]
+        every = math.ceil(depth / count)
+
+        def step(pair, carry, xs):
+            n, mod = xs
+            tokens, residual = branch_step(pair, carry[1], mod)
+            first, last = n * every, jnp.minimum((n + 1) * every, depth)
+            return (part(lambda *xs: base_step(*xs, residual), base_blocks, carry[0], base_mods, first, last), tokens), None
+
+        return scan(step, branch_blocks, carry, (jnp.arange(count), branch_mods))[0]
+
+    txt_count, id_count = text.txt.shape[1], who.id_tokens.shape[1]
+    (img, txt), (own_img, ids) = stage(
+        lambda block, carry, mod, residual: double_block(block, carry, mod, base, residual),
+        lambda pair, carry, mod: double_residual(pair, carry, mod, branch),
+        flux.double_blocks, nnx.List([infusenet.double_blocks, infusenet.double_out]), flux.cfg.depth, infusenet.cfg.depth,
+        (flux.embed(x, text.txt), infusenet.embed(x, who.id_tokens, who.control)), mods and (mods.img, mods.txt), own and (own.img, own.txt),
+    )  # fmt: skip
+    y, _ = stage(
+        lambda block, y, mod, residual: single_block(block, y, mod, base, txt_count, residual),
+        lambda pair, y, mod: single_residual(pair, y, mod, branch, id_count),
+        flux.single_blocks, nnx.List([infusenet.single_blocks, infusenet.single_out]), flux.cfg.depth_single_blocks, infusenet.cfg.depth_single_blocks,
+        tuple(constrain_tokens(join(*pair)) for pair in ((txt, img), (ids, own_img))), mods and mods.single, own and own.single,
+    )  # fmt: skip
+    return flux.finish(y, txt_count, mods, base.vec)
 
 
 def denoise(
@@ -128,7 +181,7 @@ def denoise(
     """
 
     def step(k, z):
-        v, _ = velocity(flux, infusenet, z, schedule.model_times[k], given, dtype, tables=tables and at_step(tables, k))
+        v, _ = velocity(flux, infusenet, z, schedule.model_times[k], given, dtype, tables=tables and at_step(tables, k), beside=True)
         return euler_step(z, v, schedule.times[k], schedule.times[k + 1])
 
     return jax.lax.fori_loop(first, last, step, latents)

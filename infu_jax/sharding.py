@@ -26,7 +26,7 @@ from infu_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 HEADS = ("tensor", "sequence")  # what the heads of an attention are split over
-LANES = 128  # of a TPU's vector unit
+LANES, SUBLANES = 128, 8  # of a TPU's vector unit
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -82,7 +82,7 @@ def test_programs(pipeline, paint, monkeypatch, caplog):
         whole = paint(pipeline, **other)
     assert full_window["steps"] == 1
     with monkeypatch.context() as patch:
-        patch.setattr(InfuseNet, "__call__", refuse)
+        patch.setattr(InfuseNet, "embed", refuse)
         with programs(caplog) as without:
             base = paint(pipeline, **other, conditioning_scale=0.0)
         assert without == {"steps": 1}  # so the full window had not compiled it

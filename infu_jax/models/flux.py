@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from infu_jax.attention import attention
 from infu_jax.config import FluxConfig, Remat
 from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
-from infu_jax.sharding import add_to_second, constrain_batch, constrain_tokens, join, streams
+from infu_jax.sharding import SUBLANES, add_to_second, constrain_batch, constrain_tokens, join, streams
 
 
 class RoPE(NamedTuple):
@@ -77,6 +77,26 @@ class MMDiT(nnx.Module):
 
         return Modulation(*of(self.double_blocks), of(self.single_blocks), None)
 
+    def rows(self, modulation: Modulation) -> Float[Array, "B R D"]:
+        """A modulation as one array, for tables of many.
+
+        Its rows are filled up to a number that a TPU stores without gaps. Of arrays as (n, B, 6, D) XLA would make another copy, to lie as the
+        loop over blocks wants them.
+        """
+        stacks = [x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1]) for x in modulation[:3]]
+        rows = jnp.concatenate([*stacks, *modulation[3:]] if modulation.final is not None else stacks, axis=1)
+        return jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % SUBLANES), (0, 0)))
+
+    def from_rows(self, rows: Float[Array, "B R D"]) -> Modulation:
+        """The inverse of `rows`."""
+        double, single = 6 * self.cfg.depth, 3 * self.cfg.depth_single_blocks
+
+        def of(start: int, count: int, each: int) -> jax.Array:
+            return rows[:, start : start + count].reshape(rows.shape[0], count // each, each, rows.shape[-1]).swapaxes(0, 1)
+
+        final = rows[:, 2 * double + single :][:, :2] if isinstance(self, Flux) else None
+        return Modulation(of(0, double, 6), of(double, double, 6), of(2 * double, single, 3), final)
+
 
 class Flux(MMDiT):
     """The base model: predicts the velocity of the image tokens."""
@@ -113,33 +133,57 @@ class Flux(MMDiT):
         """
         txt_tokens = txt.shape[1]
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
-        img, txt = constrain_tokens(self.img_in(img)), constrain_tokens(self.txt_in(txt.astype(img.dtype)))
-        pe = joined_rope(pe, txt_tokens)
+        given = BlockInputs(vec, joined_rope(pe, txt_tokens))
+        residual = lambda all, index: all[index] if residuals is not None and len(all) else None  # noqa: E731
 
         def double(block, carry, x):
             index, mods = x
-            img, txt = block(*carry, mods or block.modulation(vec), pe)
-            if residuals is not None and len(residuals.double):
-                img = img + residuals.double[index].astype(img.dtype)
-            return (constrain_tokens(img), constrain_tokens(txt)), None
+            return double_block(block, carry, mods, given, residual(residuals and residuals.double, index)), None
 
         indices = _residual_of(self.cfg.depth, residuals and residuals.double)
-        (img, txt), _ = scan(double, self.double_blocks, (img, txt), (indices, modulation and (modulation.img, modulation.txt)), remat=remat)
+        mods = modulation and (modulation.img, modulation.txt)
+        (img, txt), _ = scan(double, self.double_blocks, self.embed(img, txt), (indices, mods), remat=remat)
 
-        def single(block, x, given):
-            index, mod = given
-            x = block(x, block.modulation(vec) if mod is None else mod, pe)
-            if residuals is not None and len(residuals.single):
-                x = add_to_second(x, txt_tokens, residuals.single[index].astype(x.dtype))
-            return constrain_tokens(x), None
+        def single(block, x, xs):
+            index, mod = xs
+            return single_block(block, x, mod, given, txt_tokens, residual(residuals and residuals.single, index)), None
 
         indices = _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single)
         x, _ = scan(single, self.single_blocks, constrain_tokens(join(txt, img)), (indices, modulation and modulation.single), remat=remat)
+        return self.finish(x, txt_tokens, modulation, vec)
+
+    def embed(self, img: Float[Array, "B L C"], txt: Float[Array, "B T E"]) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
+        """Image tokens and text tokens as the first block gets them."""
+        return constrain_tokens(self.img_in(img)), constrain_tokens(self.txt_in(txt.astype(img.dtype)))
+
+    def finish(self, x: Float[Array, "B S D"], txt_tokens: int, modulation: Modulation | None, vec: Float[Array, "B D"] | None) -> Float[Array, "B L C"]:
+        """The velocity, from what the last block gives."""
         return self.final_layer(streams(x, txt_tokens)[1], modulation.final if modulation else self.final_layer.modulation(vec))
 
     def modulation(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Modulation:
         """As MMDiT's, and of the final layer."""
         return super().modulation(t, y, guidance, dtype)._replace(final=self.final_layer.modulation(self.embed_vec(t, y, guidance, dtype)))
+
+
+class BlockInputs(NamedTuple):
+    """What every block of a model is given."""
+
+    vec: Float[Array, "B D"] | None  # None: its modulation is given
+    pe: RoPE  # from `joined_rope`
+    scale: Float[Array, ""] | None = None  # of InfuseNet's residuals
+
+
+def double_block(block, carry, mods, given: BlockInputs, residual=None):
+    """One of the base's double stack: (image tokens, text tokens) -> the same, and what InfuseNet adds to them."""
+    img, txt = block(*carry, mods or block.modulation(given.vec), given.pe)
+    img = img if residual is None else img + residual.astype(img.dtype)
+    return constrain_tokens(img), constrain_tokens(txt)
+
+
+def single_block(block, x, mod, given: BlockInputs, txt_tokens: int, residual=None):
+    """One of the base's single stack: text tokens and image tokens in one, and what InfuseNet adds to the latter."""
+    x = block(x, block.modulation(given.vec) if mod is None else mod, given.pe)
+    return constrain_tokens(x if residual is None else add_to_second(x, txt_tokens, residual.astype(x.dtype)))
 
 
 class DoubleStreamBlock(nnx.Module):

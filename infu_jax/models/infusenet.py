@@ -5,14 +5,12 @@ Source: paper section 3.2, Fig. 3; diffusers `FluxControlNetModel`, which the re
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from infu_jax.config import InfuseNetConfig, Remat
-from infu_jax.models.flux import MMDiT, Modulation, Residuals, RoPE, joined_rope
+from infu_jax.models.flux import BlockInputs, MMDiT, Modulation, Residuals, RoPE, joined_rope
 from infu_jax.models.layers import Linear, scan, stack, zeros
 from infu_jax.sharding import constrain_tokens, join, streams
 
@@ -57,10 +55,10 @@ class InfuseNet(MMDiT):
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         x, txt = self.embed(img, id_tokens, control)
         given = BlockInputs(vec, joined_rope(pe, id_tokens.shape[1]), jnp.asarray(scale, img.dtype))
-        double = lambda pair, carry, mods: double_block(pair, carry, mods, given)  # noqa: E731
+        double = lambda pair, carry, mods: double_residual(pair, carry, mods, given)  # noqa: E731
         blocks = nnx.List([self.double_blocks, self.double_out])
         (x, txt), double_residuals = scan(double, blocks, (x, txt), modulation and (modulation.img, modulation.txt), remat=remat)
-        single = lambda pair, x, mod: single_block(pair, x, mod, given, txt.shape[1])  # noqa: E731
+        single = lambda pair, x, mod: single_residual(pair, x, mod, given, txt.shape[1])  # noqa: E731
         blocks = nnx.List([self.single_blocks, self.single_out])
         _, single_residuals = scan(single, blocks, constrain_tokens(join(txt, x)), modulation and modulation.single, remat=remat)
         return Residuals(double_residuals, single_residuals)
@@ -73,22 +71,14 @@ class InfuseNet(MMDiT):
         return x, constrain_tokens(self.txt_in(constrain_tokens(id_tokens).astype(img.dtype)))
 
 
-class BlockInputs(NamedTuple):
-    """What every block is given."""
-
-    vec: Float[Array, "B D"] | None  # None: its modulation is given
-    pe: RoPE
-    scale: Float[Array, ""]
-
-
-def double_block(pair, carry, mods, given: BlockInputs):
+def double_residual(pair, carry, mods, given: BlockInputs):
     """One of the double stack: (image tokens, ID tokens) -> the same, and the residual."""
     block, out = pair
     x, txt = block(*carry, mods or block.modulation(given.vec), given.pe)
     return (constrain_tokens(x), constrain_tokens(txt)), constrain_tokens(given.scale * out(x))
 
 
-def single_block(pair, x, mod, given: BlockInputs, id_count: int):
+def single_residual(pair, x, mod, given: BlockInputs, id_count: int):
     """One of the single stack: ID tokens and image tokens in one -> the same, and the residual."""
     block, out = pair
     x = block(x, block.modulation(given.vec) if mod is None else mod, given.pe)

@@ -159,6 +159,17 @@ def scan(step: Callable, blocks: nnx.Module, carry, xs=None, *, remat: Remat = "
     return jax.lax.scan(jax.checkpoint(body, policy=_KEPT[remat], prevent_cse=False), carry, (weights, xs))
 
 
+def part(step: Callable, blocks: nnx.Module, carry, xs, first, last):
+    """`carry = step(block, carry, x)` for the stacked blocks `first` to `last` - 1, numbers that may be traced. It has no gradient."""
+    graph, weights = nnx.split(blocks)
+
+    def body(k, carry):
+        layer, x = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, k, keepdims=False), (weights, xs))
+        return step(nnx.merge(graph, jax.tree.map(_on_device, layer)), carry, x)
+
+    return jax.lax.fori_loop(first, last, body, carry)
+
+
 def _on_device(w: jax.Array) -> jax.Array:
     return jax.device_put(w, jax.memory.Space.Device) if jax.typeof(w).memory_space == jax.memory.Space.Host else w
 

@@ -81,8 +81,7 @@ def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Cal
 
     def table(name: str) -> Any:
         made = jax.eval_shape(lambda model, *xs: programs.modulation(model, *xs, dtype=dtype), have.all[name], times, text.y, given.guidance)
-        axis = lambda a: P(*(None,) * (1 if a.ndim == 4 else 2), batch_axes(mesh, batch))  # noqa: E731  (steps, blocks, B, 6 or 3, D); (steps, B, 2, D)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, axis(a))), made)
+        return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=NamedSharding(mesh, P(None, batch_axes(mesh, batch))))
 
     tables = sampler.Tables(table("flux"), table("infusenet"), table("flux") if settings.true_cfg > 1 else None) if args.tables else None
     schedule = flow.Schedule(*(array(pipeline.SCHEDULE_PAD, dtype=jnp.float32, sharding=everywhere),) * 2)
