@@ -19,8 +19,7 @@ H, W, TEXT, IDS = 8, 12, 6, 4
 def drawn(module, cfg):
     """A module whose outputs are not zero, as those of a new InfuseNet are."""
     graph, params = nnx.split(module(cfg, rngs=nnx.Rngs(0)))
-    noise = lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-    return nnx.merge(graph, jax.tree.map(noise, params))
+    return nnx.merge(graph, jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params))
 
 
 def conditions(flux, infusenet, negative=None):
