@@ -73,6 +73,9 @@ def measure(args: Args) -> dict[str, float]:
 
     if args.unrolled:
         flux.scan = infusenet.scan = one_after_the_other
+        velocity = sampler.velocity
+        # Not beside each other: the loop over a part of the base's blocks would stay a loop.
+        sampler.velocity = lambda *given, **options: velocity(*given, **{**options, "beside": False})
     head = args.hidden // args.heads
     sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=(head // 8, head * 7 // 16, head * 7 // 16), context_in_dim=512)
     base_cfg = FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes)

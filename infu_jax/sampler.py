@@ -21,6 +21,9 @@ from infu_jax.models.infusenet import InfuseNet, double_residual, single_residua
 from infu_jax.models.layers import part, scan
 from infu_jax.sharding import constrain_tokens, join
 
+# What the loops over parts of the base's blocks are called in a compiled program (`_beside`): it does not tell how often they run.
+BESIDE = ("base_double_blocks", "base_single_blocks")
+
 
 class Text(NamedTuple):
     """A prompt as the transformers take it."""
@@ -134,7 +137,7 @@ def _beside(
     vec = None if own else infusenet.embed_vec(t, text.y, who.guidance, x.dtype)
     branch = BlockInputs(vec, joined_rope(who.pe, who.id_tokens.shape[1]), who.scale.astype(x.dtype))
 
-    def stage(base_step, branch_step, base_blocks, branch_blocks, depth: int, count: int, carry, base_mods, branch_mods):
+    def stage(name: str, base_step, branch_step, base_blocks, branch_blocks, depth: int, count: int, carry, base_mods, branch_mods):
         """One stack of the base and one of InfuseNet, of `depth` and `count` blocks."""
         if not count:
             return part(lambda *xs: base_step(*xs, None), base_blocks, carry[0], base_mods, 0, depth), carry[1]
@@ -144,18 +147,21 @@ def _beside(
             n, mod = xs
             tokens, residual = branch_step(pair, carry[1], mod)
             first, last = n * every, jnp.minimum((n + 1) * every, depth)
-            return (part(lambda *xs: base_step(*xs, residual), base_blocks, carry[0], base_mods, first, last), tokens), None
+            with jax.named_scope(name):
+                return (part(lambda *xs: base_step(*xs, residual), base_blocks, carry[0], base_mods, first, last), tokens), None
 
         return scan(step, branch_blocks, carry, (jnp.arange(count), branch_mods))[0]
 
     txt_count, id_count = text.txt.shape[1], who.id_tokens.shape[1]
     (img, txt), (own_img, ids) = stage(
+        BESIDE[0],
         lambda block, carry, mod, residual: double_block(block, carry, mod, base, residual),
         lambda pair, carry, mod: double_residual(pair, carry, mod, branch),
         flux.double_blocks, nnx.List([infusenet.double_blocks, infusenet.double_out]), flux.cfg.depth, infusenet.cfg.depth,
         (flux.embed(x, text.txt), infusenet.embed(x, who.id_tokens, who.control)), mods and (mods.img, mods.txt), own and (own.img, own.txt),
     )  # fmt: skip
     y, _ = stage(
+        BESIDE[1],
         lambda block, y, mod, residual: single_block(block, y, mod, base, txt_count, residual),
         lambda pair, y, mod: single_residual(pair, y, mod, branch, id_count),
         flux.single_blocks, nnx.List([infusenet.single_blocks, infusenet.single_out]), flux.cfg.depth_single_blocks, infusenet.cfg.depth_single_blocks,

@@ -28,6 +28,7 @@ class Compiled:
     peak: int
     seconds: float
     text: str
+    live: int = 0  # bytes in use at once, at most; the peak is what is set aside for them
 
 
 def devices(topology: str) -> list[jax.Device]:
@@ -57,7 +58,7 @@ def compiled(lowered: Any, effort: str) -> Compiled:
         raise InputError(f"the program does not fit into a chip: {said}; try more chips, or a smaller batch or picture") from None
     stats = program.memory_analysis()
     peak = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return Compiled(stats.argument_size_in_bytes, stats.temp_size_in_bytes, peak, time.perf_counter() - began, program.as_text())
+    return Compiled(stats.argument_size_in_bytes, stats.temp_size_in_bytes, peak, time.perf_counter() - began, program.as_text(), stats.peak_memory_in_bytes)
 
 
 def held(tree: Any) -> int:

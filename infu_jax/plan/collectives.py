@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -14,16 +15,18 @@ _CALLED = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_c
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-def collective_bytes(text: str) -> dict[str, int]:
+def collective_bytes(text: str, trips: Mapping[str, int | float] | None = None) -> dict[str, int]:
     """Bytes that one device sends by each kind of collective when a program (`compiled.as_text()`) runs once.
 
     As rings do it: of n devices that gather or scatter an array of R bytes each sends R (n - 1) / n, for an all-reduce twice that. Loops
     count as often as they run, where the compiler knows how often; else once, and so do both sides of a condition.
+
+    trips: how often loops run that the compiler does not know it of, on average, by the name of the scope that they are in (`jax.named_scope`).
     """
     lines, entry = _computations(text)
     sums: Counter[str] = Counter()
 
-    def walk(name: str, times: int) -> None:
+    def walk(name: str, times: int | float) -> None:
         for line in lines.get(name, ()):
             found = _OPERATION.search(line)
             if found is None:
@@ -32,7 +35,7 @@ def collective_bytes(text: str) -> dict[str, int]:
             kind = operation.removesuffix("-start")
             if kind in KINDS:
                 sums[kind] += times * _sent(kind, shape, line, started=operation != kind)
-            inner = times * _trips(line, lines) if operation == "while" else times
+            inner = times * _trips(line, lines, trips or {}) if operation == "while" else times
             for one, several in _CALLED.findall(line):
                 if kind in KINDS and "to_apply" in line:
                     continue  # the addition of an all-reduce
@@ -40,7 +43,7 @@ def collective_bytes(text: str) -> dict[str, int]:
                     walk(called, inner)
 
     walk(entry, 1)
-    return dict(sums)
+    return {kind: round(sent) for kind, sent in sums.items()}
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -57,13 +60,13 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return lines, entry
 
 
-def _trips(line: str, lines: dict[str, list[str]]) -> int:
-    """How often a while runs: the compiler's note, or the constant that its counter is compared with."""
+def _trips(line: str, lines: dict[str, list[str]], trips: Mapping[str, int | float]) -> int | float:
+    """How often a while runs: the compiler's note, the constant that its counter is compared with, or what is said of its scope."""
     if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.-]+)", line)
     constants = [int(n) for inner in lines.get(condition[1], ()) if condition for n in re.findall(r"s32\[\][^ ]* constant\((\d+)\)", inner)]
-    return constants[0] if len(constants) == 1 else 1
+    return constants[0] if len(constants) == 1 else next((n for name, n in trips.items() if f'/{name}/while"' in line), 1)
 
 
 def _sent(kind: str, shape: str, line: str, *, started: bool) -> int:

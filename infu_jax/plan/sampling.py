@@ -125,13 +125,21 @@ def plan(args: SampleArgs) -> dict[str, Any]:
         "modulation tables and other inputs": loop.arguments - body,
         "activations (temporary)": loop.temporary,
         "peak of the loop": loop.peak,
+        "of it in use at once": loop.live,
     }
     peaks = {name: program.peak + have.resident - _resident(asked[name][1]) for name, program in compiled.items()}
     gib |= {f"with all that stays, {name}": peak for name, peak in peaks.items()}
     return report.of_compiled(
         args.topology, mesh, args.batch, gib, max(peaks.values()), room, budget.sampling_flops(args, sizes, args.batch), budget.workers(mesh, args.batch),
-        collective_bytes(loop.text), flops.peak(devices[0]), args.efficiency, sum(program.seconds for program in compiled.values()), choice,
+        collective_bytes(loop.text, _trips(sizes)), flops.peak(devices[0]), args.efficiency, sum(program.seconds for program in compiled.values()), choice,
     )  # fmt: skip
+
+
+def _trips(sizes: dict[str, Any]) -> dict[str, float]:
+    """How many of the base's blocks follow one of InfuseNet's, on average."""
+    flux, infusenet = sizes["flux"], sizes["infusenet"]
+    pairs = (flux.depth, infusenet.depth), (flux.depth_single_blocks, infusenet.depth_single_blocks)
+    return {name: depth / count for name, (depth, count) in zip(sampler.BESIDE, pairs) if count}
 
 
 def _come_over(name: str, model: nnx.Module) -> nnx.Module:
