@@ -130,7 +130,7 @@ def _beside(
 ) -> Float[Array, "B L C"]:
     """The base's velocity with InfuseNet's residuals, each of which is made just before the blocks that it is added after.
 
-    So there is one of them at a time: all would be as large as everything else that a picture takes beside the weights (14 in the release).
+    So there is one of them at a time. Together those of the release, 14, are as large as all else that a picture takes beside the weights.
     """
     who, text = given.identity, given.text
     base = BlockInputs(None if mods else flux.embed_vec(t, text.y, given.guidance, x.dtype), joined_rope(given.pe, text.txt.shape[1]))

@@ -62,7 +62,7 @@ def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> 
     parts["what waits beside the loop"] = 0 if args.offload else around + (modulations if args.tables else 0)
     here = pictures / mesh.shape["sequence"]
     loop = _activations(cfg, here * (image + tokens), value, FORWARD_WIDTHS, mesh)
-    loop += here * image * cfg.hidden_size * value * (sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks)
+    loop += 2 * here * image * cfg.hidden_size * value  # InfuseNet's own tokens, and its residual
     decoding = pictures * _decoding(sizes["autoencoder"], args.sampling.height, args.sampling.width)
     decoding += weights("autoencoder", sizes, mesh, value) if args.offload else 0
     return {name: float(n) for name, n in parts.items()} | {"activations": max(loop, decoding)}
