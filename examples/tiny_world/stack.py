@@ -22,7 +22,7 @@ FLUX = configs.FluxConfig(
     in_channels=32, out_channels=32, vec_in_dim=TEXT, context_in_dim=TEXT, hidden_size=160, num_heads=4, depth=2, depth_single_blocks=8, axes_dim=(8, 16, 16),
 )  # fmt: skip
 AUTOENCODER = configs.AutoencoderConfig(channels=(16, 32, 64, 64), z_channels=8, num_res_blocks=1, norm_groups=8)
-ARCFACE = configs.ArcFaceConfig(widths=(8, 16, 32, 64), units=(1, 2, 2, 2), embedding_dim=96, se_reduction=4)
+ARCFACE = configs.ArcFaceConfig(widths=(8, 20, 40, 80), units=(1, 1, 2, 2), embedding_dim=128, se_reduction=4)
 JUDGE = configs.ArcFaceConfig(widths=(8, 20, 36, 72), units=(1, 1, 2, 3), embedding_dim=128, se_reduction=4)
 CAPTIONS = 4000  # that the vocabularies are made of
 SHARD_BYTES = 10**9
