@@ -397,7 +397,7 @@ def test_metadata_say_everything(several):
         "id_image_sha256": recipe["id_image_sha256"], "control_image_sha256": None, "negative_prompt": None, "keypoints": [],
         "sampling": {**sizes, "infusenet_guidance": 1.0, "true_cfg": 1.0, "t5_length": 16}, "detector": "yunet", "dtype": "float32", "batch": 1,
         "weights": "auto",
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "prompt": "a woman in a garden " * 5, "seed": seed, "identity_similarity": None,
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}, "prompt": "a woman in a garden " * 5, "seed": seed, "identity_similarity": None,
     }  # fmt: skip
     assert re.fullmatch(r"infu_jax \S+, jax \S+, cpu", recipe["software"]) and re.fullmatch("[0-9a-f]{64}", recipe["id_image_sha256"])
     data = path.read_bytes()
