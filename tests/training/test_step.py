@@ -88,7 +88,6 @@ def alone():
         ((1, 8, 1), 1, True),
         ((2, 2, 2), 1, True),
         ((1, 2, 2, 2), 1, True),
-        ((2, 1, 1, 4), 2, False),
     ],
 )
 def test_meshes_and_parts_agree(alone, sizes, accumulate, in_backward):
