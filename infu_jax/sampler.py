@@ -5,7 +5,6 @@ Source: InfiniteYou's `pipeline_flux_infusenet.py`; BFL flux `sampling.denoise`.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from infu_jax.config import FluxConfig, InfuseNetConfig, Remat
 from infu_jax.flow import Schedule, euler_step
 from infu_jax.latents import position_ids
-from infu_jax.models.flux import BlockInputs, Flux, Modulation, Residuals, RoPE, double_block, joined_rope, rope, single_block
+from infu_jax.models.flux import BlockInputs, Flux, Modulation, Residuals, RoPE, double_block, interval, joined_rope, rope, single_block
 from infu_jax.models.infusenet import InfuseNet, double_residual, single_residual
 from infu_jax.models.layers import part, scan
 from infu_jax.sharding import constrain_tokens, join
@@ -141,7 +140,7 @@ def _beside(
         """One stack of the base and one of InfuseNet, of `depth` and `count` blocks."""
         if not count:
             return part(lambda *xs: base_step(*xs, None), base_blocks, carry[0], base_mods, 0, depth), carry[1]
-        every = math.ceil(depth / count)
+        every = interval(depth, count)
 
         def step(pair, carry, xs):
             n, mod = xs

@@ -87,12 +87,14 @@ def test_clothes_have_the_colour_that_the_prompt_names(trained):
 def test_it_paints_the_person_of_the_photo(trained):
     """Three strangers in the demo's scenes: most pictures have a face, which is more like the stranger's own photo than like the others'."""
     photos = {name: trained.embed_face(photo) for name, photo in PHOTOS.items()}
-    own, others = [], []
+    own, others, nearest = [], [], []
     for n, (name, gender) in enumerate(demo.people().items()):
         for image in demo.paint(trained, photos[name], gender, seed=n + 1).images:
             alike = {other: trained.similarity(image, embedding) for other, embedding in photos.items()}
             if None not in alike.values():
+                nearest.append(max(alike, key=alike.get) == name)
                 own.append(alike.pop(name))
                 others.extend(alike.values())
     assert len(own) >= 10, "a face is found in most of 12 pictures"
-    assert np.mean(own) > np.mean(others) + 0.2  # 0.37 and 0.08
+    assert np.mean(own) > np.mean(others) + 0.2  # 0.37 and 0.08; two drawings of one person have 0.49
+    assert sum(nearest) >= 10, "most pictures are nearest to their own photo"  # 11 of 12

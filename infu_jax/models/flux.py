@@ -94,8 +94,7 @@ class MMDiT(nnx.Module):
         def of(start: int, count: int, each: int) -> jax.Array:
             return rows[:, start : start + count].reshape(rows.shape[0], count // each, each, rows.shape[-1]).swapaxes(0, 1)
 
-        final = rows[:, 2 * double + single :][:, :2] if isinstance(self, Flux) else None
-        return Modulation(of(0, double, 6), of(double, double, 6), of(2 * double, single, 3), final)
+        return Modulation(of(0, double, 6), of(double, double, 6), of(2 * double, single, 3), None)
 
 
 class Flux(MMDiT):
@@ -134,21 +133,22 @@ class Flux(MMDiT):
         txt_tokens = txt.shape[1]
         vec = None if modulation else self.embed_vec(t, y, guidance, img.dtype)
         given = BlockInputs(vec, joined_rope(pe, txt_tokens))
-        residual = lambda all, index: all[index] if residuals is not None and len(all) else None  # noqa: E731
+        added = residuals or Residuals((), ())
+        of = lambda stack, index: stack[index] if len(stack) else None  # noqa: E731
 
         def double(block, carry, x):
             index, mods = x
-            return double_block(block, carry, mods, given, residual(residuals and residuals.double, index)), None
+            return double_block(block, carry, mods, given, of(added.double, index)), None
 
-        indices = _residual_of(self.cfg.depth, residuals and residuals.double)
+        indices = np.arange(self.cfg.depth) // interval(self.cfg.depth, len(added.double))
         mods = modulation and (modulation.img, modulation.txt)
         (img, txt), _ = scan(double, self.double_blocks, self.embed(img, txt), (indices, mods), remat=remat)
 
         def single(block, x, xs):
             index, mod = xs
-            return single_block(block, x, mod, given, txt_tokens, residual(residuals and residuals.single, index)), None
+            return single_block(block, x, mod, given, txt_tokens, of(added.single, index)), None
 
-        indices = _residual_of(self.cfg.depth_single_blocks, residuals and residuals.single)
+        indices = np.arange(self.cfg.depth_single_blocks) // interval(self.cfg.depth_single_blocks, len(added.single))
         x, _ = scan(single, self.single_blocks, constrain_tokens(join(txt, img)), (indices, modulation and modulation.single), remat=remat)
         return self.finish(x, txt_tokens, modulation, vec)
 
@@ -163,6 +163,11 @@ class Flux(MMDiT):
     def modulation(self, t: Float[Array, " B"], y: Float[Array, "B V"], guidance: Float[Array, " B"], dtype) -> Modulation:
         """As MMDiT's, and of the final layer."""
         return super().modulation(t, y, guidance, dtype)._replace(final=self.final_layer.modulation(self.embed_vec(t, y, guidance, dtype)))
+
+    def from_rows(self, rows: Float[Array, "B R D"]) -> Modulation:
+        """As MMDiT's, and of the final layer."""
+        before = 12 * self.cfg.depth + 3 * self.cfg.depth_single_blocks
+        return super().from_rows(rows)._replace(final=rows[:, before : before + 2])
 
 
 class BlockInputs(NamedTuple):
@@ -353,7 +358,6 @@ def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Arra
     return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
-def _residual_of(depth: int, residuals: jax.Array | None) -> np.ndarray:
-    """Which residual each of `depth` blocks gets. The last interval is shorter where they do not divide."""
-    n = len(residuals) if residuals is not None and len(residuals) else 1
-    return np.arange(depth) // math.ceil(depth / n) if depth else np.arange(0)
+def interval(depth: int, residuals: int) -> int:
+    """How many of `depth` blocks after each other get the same of so many residuals; the last may be fewer."""
+    return max(math.ceil(depth / max(residuals, 1)), 1)
