@@ -31,8 +31,17 @@ def without_modulations(model: Flux | InfuseNet):
     return checkpoint.with_params(model, {path: None if MODULATION.fullmatch(path) else w for path, w in checkpoint.params_of(model).items()})
 
 
+def aside(a: jax.Array) -> jax.Array:
+    """In host memory, split over devices as it was."""
+    return jax.device_put(a, a.sharding.with_memory_kind("pinned_host"))
+
+
+def here(a: jax.Array) -> jax.Array:
+    """Back on the devices, where it is not."""
+    return a if a.sharding.memory_kind == "device" else jax.device_put(a, a.sharding.with_memory_kind("device"))
+
+
 def on_device(model, but: re.Pattern | None = None):
     """The model with its weights on the device, `but` for parameters whose path matches, which stay where they are."""
-    here = lambda a: a if a.sharding.memory_kind == "device" else jax.device_put(a, a.sharding.with_memory_kind("device"))  # noqa: E731
     stays = lambda path: but is not None and but.fullmatch(path)  # noqa: E731
     return checkpoint.with_params(model, {path: a if stays(path) else here(a) for path, a in checkpoint.params_of(model).items()})

@@ -38,8 +38,9 @@ CLIP_LENGTH = 77
 SCHEDULE_PAD = 1024
 # Of what prompts, faces and control images were encoded to, at most so many bytes stay in host memory: some 60 prompts of FLUX.1 in bfloat16.
 KEPT_BYTES = 256 << 20
-# Modulations are made, kept and used for this many steps at once, for the same reason; FLUX.1-dev's take 2.6 MB a step and picture in bfloat16.
-TABLE_STEPS = 32
+# Modulations are made for this many steps at once, for the same reason; FLUX.1-dev's and InfuseNet's take 2.6 MB a step and picture in bfloat16.
+# They wait in host memory, and the loop is given those of so many steps.
+TABLE_STEPS, LOOP_STEPS = 32, 8
 
 
 @dataclass
@@ -325,15 +326,15 @@ class InfUPipeline:
         if settings.conditioning_scale == 0:
             first, last = 0, 0
         padded = jax.tree.map(lambda x: np.pad(x, (0, -len(x) % SCHEDULE_PAD)), schedule)
-        tables = [
-            self._tables(padded.model_times[k : k + TABLE_STEPS], given if max(first, k) < min(last, k + TABLE_STEPS) else given._replace(identity=None))
-            for k in range(0, settings.steps, TABLE_STEPS)
-        ]
+        tables = []
+        for k in range(0, settings.steps, TABLE_STEPS):
+            guided = max(first, k) < min(last, k + TABLE_STEPS)
+            tables += self._tables(padded.model_times[k : k + TABLE_STEPS], given if guided else given._replace(identity=None))
         padded = jax.tree.map(jnp.asarray, padded)
         flux = parking.without_modulations(self.flux)
         record = dict(velocity=[], latents=[], double_residuals=[], single_residuals=[])
-        for start, stop, guided in sampler.segments(settings.steps, first, last, TABLE_STEPS):
-            infusenet, conditions, table = parking.without_modulations(self.infusenet), given, tables[start // TABLE_STEPS]
+        for start, stop, guided in sampler.segments(settings.steps, first, last, LOOP_STEPS):
+            infusenet, conditions, table = parking.without_modulations(self.infusenet), given, jax.tree.map(parking.here, tables[start // LOOP_STEPS])
             if not guided:
                 infusenet, conditions, table = None, given._replace(identity=None), table._replace(infusenet=None)
             stride = 1 if progress or trace else stop - start
@@ -349,14 +350,15 @@ class InfUPipeline:
                     progress(k + stride, settings.steps)
         return img, record
 
-    def _tables(self, times: np.ndarray, given: sampler.Conditions) -> sampler.Tables:
-        """All models' modulations at some times, so that the loop needs no weights of theirs."""
+    def _tables(self, times: np.ndarray, given: sampler.Conditions) -> list[sampler.Tables]:
+        """All models' modulations at some times, so that the loop needs no weights of theirs: of LOOP_STEPS each, in host memory."""
         modulation = partial(programs.modulation, dtype=self.dtype)
-        return sampler.Tables(
+        whole = sampler.Tables(
             flux=modulation(self.flux, times, given.text.y, given.guidance),
             infusenet=given.identity and modulation(self.infusenet, times, given.text.y, given.identity.guidance),
             negative=given.negative and modulation(self.flux, times, given.negative.y, given.guidance),
         )
+        return [jax.tree.map(lambda x, k=k: parking.aside(x[k : k + LOOP_STEPS]), whole) for k in range(0, len(times), LOOP_STEPS)]
 
     def _noise(self, given: np.ndarray | None, name: str, seeds: Sequence[int], purpose: int, shape: tuple[int, ...]) -> np.ndarray:
         if given is None:

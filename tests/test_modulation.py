@@ -37,7 +37,8 @@ def test_pictures(tiny, paint, monkeypatch, sizes):
     """With the tables of two steps at a time, and weights that wait in host memory; batches of two prompts."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     parked = InfUPipeline.load(*tiny, mesh=mesh, offload=True)
-    monkeypatch.setattr(module, "TABLE_STEPS", 2)
+    monkeypatch.setattr(module, "TABLE_STEPS", 4)
+    monkeypatch.setattr(module, "LOOP_STEPS", 2)
     made = {name: paint(parked, **case) for name, case in CASES.items()}
     resident = InfUPipeline.load(*tiny, mesh=mesh)
     monkeypatch.setattr(programs, "steps", step_by_step)

@@ -234,7 +234,7 @@ def test_choices():
     assert choose(15.75, 4).mesh == MeshConfig(tensor=2, sequence=2) and choose(10, 4).mesh == MeshConfig(tensor=4)
     assert choose(31.25, 4, sampling=SamplingConfig(t5_length=511)).mesh == MeshConfig(tensor=4)  # which do not divide
     assert choose(31.25, 4, batch=4).mesh == MeshConfig(data=4)  # four: each paints one, if the weights fit
-    assert choose(15.75, 4, batch=4).mesh.fsdp > 1
+    assert choose(15.75, 4, batch=4).mesh == MeshConfig(tensor=4) and choose(15.5, 4, batch=4).mesh.fsdp > 1
     train = TrainArgs(out=Path("unused"), data=DataConfig(features=FEATURES))
     sizes = training.model_sizes(train)
     one, many = (budget.choose_training(train, sizes, n, gib * 2.0**30) for n, gib in ((1, 48), (16, 31.25)))

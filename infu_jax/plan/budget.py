@@ -19,7 +19,7 @@ from infu_jax.checkpoint import abstract, param_shapes
 from infu_jax.config import AutoencoderConfig, FluxConfig, MeshConfig
 from infu_jax.errors import InputError
 from infu_jax.models.flux import MODULATION
-from infu_jax.pipeline import TABLE_STEPS
+from infu_jax.pipeline import LOOP_STEPS
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import AXES, HEADS, RULES, batch_axes, param_shardings
 from infu_jax.training import TRAINED
@@ -57,7 +57,7 @@ def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> 
     transformers = {name: weights(name, sizes, mesh, size(name)) for name in ("flux", "infusenet")}
     modulations = sum(weights(name, sizes, mesh, size(name), only=True) for name in transformers)
     around = sum(weights(name, sizes, mesh, size(name)) for name in ("resampler", "autoencoder", "t5", "clip", "arcface"))
-    tables = TABLE_STEPS * math.ceil(args.sampling.steps / TABLE_STEPS) * pictures * value * sum(map(_modulations, (cfg, sizes["infusenet"])))
+    tables = LOOP_STEPS * pictures * value * sum(map(_modulations, (cfg, sizes["infusenet"])))
     parts = {"transformers": sum(transformers.values()) - (modulations if args.tables else 0), "modulation tables": tables if args.tables else 0}
     parts["what waits beside the loop"] = 0 if args.offload else around + (modulations if args.tables else 0)
     here = pictures / mesh.shape["sequence"]

@@ -81,7 +81,7 @@ def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Cal
 
     def table(name: str) -> Any:
         made = jax.eval_shape(lambda model, *xs: programs.modulation(model, *xs, dtype=dtype), have.all[name], times, text.y, given.guidance)
-        return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=NamedSharding(mesh, P(None, batch_axes(mesh, batch))))
+        return jax.ShapeDtypeStruct((pipeline.LOOP_STEPS, *made.shape[1:]), made.dtype, sharding=NamedSharding(mesh, P(None, batch_axes(mesh, batch))))
 
     tables = sampler.Tables(table("flux"), table("infusenet"), table("flux") if settings.true_cfg > 1 else None) if args.tables else None
     schedule = flow.Schedule(*(array(pipeline.SCHEDULE_PAD, dtype=jnp.float32, sharding=everywhere),) * 2)
