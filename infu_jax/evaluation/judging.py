@@ -61,7 +61,7 @@ def judge(
     mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts)
     if more is None:
         return mine, None
-    compared = {**scores.looks(more), **scores.photo_columns(photos, of), **scores.face_columns(more, photos, of, None, of)}
+    compared = {**scores.looks(more), **scores.photo_columns(photos, of), **scores.face_columns(more, photos, of, more, of)}
     # Each with a prompt of its own: there are none.
     return mine, Scores(REFERENCE, tuple(names[n] for n in of), tuple(-n for n in range(len(of))), compared, told)
 

@@ -43,7 +43,7 @@ class RecogniserInfo:
 class Scores:
     """One row a picture. NaN stands for what could not be measured, such as the similarity of a picture without a face.
 
-    columns: face (0 or 1), similarity/R, rank_1/R, copy_gap/R for each recogniser R, yaw, pitch, roll, mouth, the last four with `photo_`
+    columns: face (0 or 1), similarity/R, rank_1/R, rank_1_others/R, copy_gap/R for each recogniser R, yaw, pitch, roll, mouth, the last four with `photo_`
         before them, for the photo, and one by the key of each of `fits`, the measures of how well pictures fit their prompts.
     prompts: number of each picture's prompt; texts: the prompts by number.
     """
@@ -74,6 +74,10 @@ def measures(scores: Scores) -> list[Measure]:
         out += [
             Measure(f"id_loss/{r.name}", f"ID Loss, {r.name}", "down", f"1 - cosine to the photo, over pictures with a face; {r.text}"),
             Measure(f"rank_1/{r.name}", f"rank-1, {r.name}", "up", f"pictures most like the right one of {people} photos; without a face, a miss; {r.text}"),
+            Measure(
+                f"rank_1_others/{r.name}", f"rank-1 by other photos, {r.name}", "up",
+                f"pictures most like the right one of {people} people, each known by the mean of other photos, which no model was shown; {r.text}",
+            ),
             Measure(
                 f"copy_gap/{r.name}", f"copy gap, {r.name}", "zero",
                 "cosine to the photo minus mean cosine to other photos of the person: what is repeated of the photo beyond who it shows",
@@ -121,9 +125,10 @@ def looks(seen: Measured) -> dict[str, np.ndarray]:
 
 
 def face_columns(seen: Measured, gallery: Measured, at: np.ndarray, others: Measured | None, of: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of similarity, rank-1 and, with other photos, copy gap.
+    """Columns of similarity and rank-1; with other photos copy gap, and if everybody has some that shows a face, rank-1 by other photos.
 
-    gallery: the photo of each person; at: the person of each picture. others: more photos of them, of persons `of`.
+    gallery: the photo of each person; at: the person of each picture. others: more photos of them, of persons `of`; where these are the pictures
+        themselves (`seen is others`), each is compared with the rest, and has no copy gap.
     """
     columns = {}
     for name, faces in seen.faces.items():
@@ -131,7 +136,12 @@ def face_columns(seen: Measured, gallery: Measured, at: np.ndarray, others: Meas
         columns[f"similarity/{name}"] = likeness
         columns[f"rank_1/{name}"] = statistics.rank_1(faces, gallery.faces[name], at).astype(np.float64)
         if others is not None:
-            columns[f"copy_gap/{name}"] = likeness - _mean_likeness(faces, at, others.faces[name], of)
+            known, rest = statistics.templates(others.faces[name], of, len(gallery.faces[name]))
+            own = rest if seen is others else known[at]
+            if np.isfinite(known).all() and np.isfinite(own).all(axis=1).any():
+                columns[f"rank_1_others/{name}"] = statistics.rank_1(faces, known, at, own).astype(np.float64)
+            if seen is not others:
+                columns[f"copy_gap/{name}"] = likeness - _mean_likeness(faces, at, others.faces[name], of)
     return columns
 
 

@@ -19,12 +19,30 @@ def cosine(a: Float[np.ndarray, "n e"], b: Float[np.ndarray, "n e"]) -> Float[np
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def rank_1(faces: Float[np.ndarray, "n e"], gallery: Float[np.ndarray, "p e"], who: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Whether the photo most like each picture, of all people's in `gallery`, is that of the right person. A picture without a face is a miss."""
+def rank_1(
+    faces: Float[np.ndarray, "n e"], gallery: Float[np.ndarray, "p e"], who: Int[np.ndarray, " n"], own: Float[np.ndarray, "n e"] | None = None
+) -> Bool[np.ndarray, " n"]:
+    """Whether each picture is more like the right person than like anybody else of `gallery`. A picture without a face is a miss.
+
+    own: what stands for the right person, `gallery[who]` by default.
+    """
     likeness = faces @ gallery.T / np.linalg.norm(faces, axis=-1, keepdims=True) / np.linalg.norm(gallery, axis=-1)
-    own = np.take_along_axis(likeness, who[:, None], axis=1)[:, 0]
+    mine = np.take_along_axis(likeness, who[:, None], axis=1)[:, 0] if own is None else cosine(faces, own)
     likeness[np.arange(len(who)), who] = -np.inf
-    return own > likeness.max(axis=1)  # False for NaN
+    return mine > likeness.max(axis=1)  # False for NaN
+
+
+def templates(faces: Float[np.ndarray, "n e"], of: Int[np.ndarray, " n"], people: int) -> tuple[Float[np.ndarray, "p e"], Float[np.ndarray, "n e"]]:
+    """A face for each person, the sum of their faces at length 1, as IJB-B (Whitelam et al., 2017) enrols people; and for each row that of its
+    person's other rows.
+
+    Rows without a face (NaN) count for nothing. NaN where there is nothing to add up.
+    """
+    there = np.isfinite(faces).all(axis=1)
+    units = np.where(there[:, None], faces / np.linalg.norm(faces, axis=-1, keepdims=True), 0.0)
+    member = np.eye(people)[of] * there[:, None]  # (n, people)
+    sums, counts = member.T @ units, member.sum(axis=0)
+    return np.where(counts[:, None] > 0, sums, np.nan), np.where((counts[of] - there)[:, None] > 0, sums[of] - units, np.nan)
 
 
 def mean(values: Float[np.ndarray, " n"]) -> Statistic:

@@ -86,14 +86,20 @@ def test_what_is_measured_becomes_columns():
     faces = unit(60, 30, 100, 0)
     faces[3] = NAN
     points = np.stack([flat, 2 * flat + 5, flat, np.full((5, 2), NAN)])
-    others = Measured(np.stack([flat] * 3), {"r": unit(20, 40, 90)}, {})
+    others = Measured(np.stack([flat] * 3), {"r": unit(20, 38, 90)}, {})
     at, of = np.array([0, 0, 1, 1]), np.array([0, 0, 1])
     columns = table.face_columns(Measured(points, {"r": faces}, {}), photos, at, others, of)
     cos = lambda angle: np.cos(np.radians(angle))  # noqa: E731
     np.testing.assert_allclose(columns["similarity/r"], [cos(60), cos(30), cos(10), NAN])
     np.testing.assert_array_equal(columns["rank_1/r"], [0, 1, 1, 0])  # 60 degrees is nearer to the other photo
-    expected = [cos(60) - (cos(40) + cos(20)) / 2, cos(30) - (cos(10) + cos(10)) / 2, 0, NAN]
+    expected = [cos(60) - (cos(40) + cos(22)) / 2, cos(30) - (cos(10) + cos(8)) / 2, 0, NAN]
     np.testing.assert_allclose(columns["copy_gap/r"], expected, atol=1e-12)
+    np.testing.assert_array_equal(columns["rank_1_others/r"], [0, 1, 1, 0])  # their mean is at 29 degrees, so 60 is nearer to 90
+    themselves = table.face_columns(others, photos, of, others, of)
+    np.testing.assert_array_equal(themselves["rank_1_others/r"], [1, 1, 0])  # the last has no other photo but itself
+    assert "copy_gap/r" not in themselves
+    fewer = Measured(others.keypoints[:2], {"r": others.faces["r"][:2]}, {})
+    assert "rank_1_others/r" not in table.face_columns(Measured(points, {"r": faces}, {}), photos, at, fewer, of[:2])  # nobody knows the second
     looks = table.looks(Measured(points, {}, {}))
     np.testing.assert_array_equal(looks["face"], [1, 1, 1, 0])
     np.testing.assert_allclose(looks["yaw"], [0, 0, 0, NAN], atol=1e-9)
@@ -125,8 +131,9 @@ def test_files(tmp_path):
 
 def test_markdown():
     measures = known([scores(), scores(recognisers=(RecogniserInfo("third", False),))])
-    assert [m.key for m in measures if "third" in m.key] == ["id_loss/third", "rank_1/third", "copy_gap/third"]  # of the second, after those of the first
-    assert len({m.key for m in measures}) == len(measures) == len(known([scores()])) + 3
+    # Of the second, after those of the first.
+    assert [m.key for m in measures if "third" in m.key] == ["id_loss/third", "rank_1/third", "rank_1_others/third", "copy_gap/third"]
+    assert len({m.key for m in measures}) == len(measures) == len(known([scores()])) + 4
     rows = [summary(scores("a|b"), QUICK), summary(scores("c", columns={k: v for k, v in scores().columns.items() if k != "clip_score"}), QUICK)]
     lines = markdown(rows, measures).splitlines()
     assert lines[:3] == ["|  | a\\|b | c |", "| --- | --- | --- |", "| pictures | 6 | 6 |"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infu_jax.evaluation.statistics import concordance, cosine, difference, interval, mean, rank_1, resamples, shared
+from infu_jax.evaluation.statistics import concordance, cosine, difference, interval, mean, rank_1, resamples, shared, templates
 
 ONE = lambda n: np.ones((1, n))  # noqa: E731
 NAN = float("nan")
@@ -20,6 +20,16 @@ def test_rank_1():
     np.testing.assert_array_equal(rank_1(faces, gallery, np.array([0, 1, 1, 0, 2])), [True, False, True, False, True])
     # A tie is no identification: a model that paints one face for everybody must not score.
     np.testing.assert_array_equal(rank_1(np.array([[1.0, 1]]), np.array([[1.0, 0], [0, 1]]), np.array([0])), [False])
+    # What stands for the right person may be another one for each picture; that of the gallery is then no rival.
+    own = np.array([[1.0, 0.1], [-1, -1]])
+    np.testing.assert_array_equal(rank_1(faces[:2], gallery, np.array([0, 0]), own), [True, False])
+
+
+def test_templates():
+    faces = np.array([[2.0, 0], [0, 3], [NAN, NAN], [0, 5], [NAN, NAN]])
+    people, rest = templates(faces, np.array([0, 0, 0, 1, 2]), 3)
+    np.testing.assert_allclose(people, [[1, 1], [0, 1], [NAN, NAN]])  # every face counts alike, however long its embedding
+    np.testing.assert_allclose(rest, [[0, 1], [1, 0], [1, 1], [NAN, NAN], [NAN, NAN]])
 
 
 def test_mean():
