@@ -55,7 +55,7 @@ FULL = Sizes(
     recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),
     judge=Fit(steps=2500, batch_size=64, learning_rate=2e-3, seed=1),
     autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
-    decoder=Fit(steps=2000, batch_size=16, learning_rate=1e-3, weight_decay=0.0, seed=1),
+    decoder=Fit(steps=4000, batch_size=16, learning_rate=1e-3, weight_decay=0.0, seed=1),
     classifier=Fit(steps=1200, batch_size=64, learning_rate=2e-3),
     autoencoder_pictures=6000,
     base_steps=3000,

@@ -64,6 +64,16 @@ class World:
         given = self.stack / "InfiniteYou-tiny" / "recognition_arcface_ir_se50.pth"
         return given if self.given is None else self.own("recogniser") or given
 
+    @property
+    def autoencoder(self) -> Path:
+        vae = self.base / "vae"
+        return vae if self.given is None else self.own("decoder") or vae
+
+    @property
+    def painters(self) -> tuple:
+        """Options that name the models around InfuseNet."""
+        return ("--base", self.base, "--transformer", self.transformer, "--autoencoder", self.autoencoder, "--arcface", self.arcface)
+
     def own(self, name: str) -> Path | None:
         """The run of this name, where there is one."""
         return self.out / name if runs.is_run(self.out / name) else None
@@ -116,7 +126,8 @@ def decoder(world: World) -> None:
 
     begun = world.out / "autoencoder" if world.given is None else world.base / "vae"
     shown = ([world.drawn("web"), world.drawn("real")], world.drawn("held_out"))
-    autoencoder.train_decoder(world.out / "decoder", begun, *shown, world.sizes.decoder, world.sizes.autoencoder_pictures)
+    eyes = world.out / "recogniser" if world.given is None else world.arcface
+    autoencoder.train_decoder(world.out / "decoder", begun, eyes, *shown, world.sizes.decoder, world.sizes.autoencoder_pictures)
 
 
 def stack(world: World) -> None:
@@ -168,7 +179,7 @@ def synthesis(world: World) -> None:
         count = world.sizes.spms_photos * world.sizes.drawn["real"].pictures
         photos.write_text("".join(manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
     if not out.exists():
-        models = ("--base", world.base, "--transformer", world.transformer, "--infu", world.out / "stage1", "--arcface", world.arcface)
+        models = ("--infu", world.out / "stage1", *world.painters)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
         asked = ("--prompts-file", file, "--controls", controls, "--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
         how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, *asked)
@@ -234,7 +245,19 @@ def _frozen(world: World) -> tuple:
 
 def python(*arguments) -> None:
     """Run a command of the project. What it says is seen as it says it; its failure is ours."""
-    words = [str(a.absolute() if isinstance(a, Path) else a) for a in arguments]
-    print("python " + shlex.join(words), flush=True)
+    words = _said(arguments)
     if code := subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
         sys.exit(code)
+
+
+def evaluate(*arguments) -> None:
+    """`python -m infu_jax.evaluation` in this process, which keeps what it has compiled for the next model."""
+    from infu_jax.evaluation.__main__ import main
+
+    main(_said(("-m", "infu_jax.evaluation", *arguments))[2:])
+
+
+def _said(arguments) -> list[str]:
+    words = [str(a.absolute() if isinstance(a, Path) else a) for a in arguments]
+    print("python " + shlex.join(words), flush=True)
+    return words

@@ -31,7 +31,7 @@ BATCH = 16
 
 def table(world: World, run: Path, who: list[Identity], asked: list[prompts.Asked]) -> str:
     """A markdown table of settings; every person with two prompts, the same noise for all settings."""
-    pipeline = InfUPipeline.load(world.base, run, transformer=world.transformer, arcface=world.arcface)
+    pipeline = InfUPipeline.load(world.base, run, transformer=world.transformer, autoencoder=world.autoencoder, arcface=world.arcface)
     judge = checkpoint.load_model(world.out / "judge", "arcface")
     modules = classifier.load(world.out / "classifier")
     jobs = [(person, prompt) for person in who for prompt in [p for p in asked if p.gender == person.gender][:2]]

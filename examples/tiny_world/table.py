@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_pipeline import people
 from examples.tiny_world import classifier, prompts, strangers, strength
-from examples.tiny_world.stages import SHOTS, SIZE, World, python
+from examples.tiny_world.stages import SHOTS, SIZE, World, evaluate
 from infu_jax import checkpoint, face
 from infu_jax.assets import TINY_TRUE_CFG
 from infu_jax.evaluation import comparing, identities, judging, pairs
@@ -20,7 +20,7 @@ from infu_jax.evaluation.measuring import Recogniser
 from infu_jax.prompts import read_prompts
 
 FIRST_PERSON, FIRST_PROMPT, FIRST_STRANGER = 910_000, 50_000, 950_000
-PHOTOS = 3  # the first is what a model is shown
+PHOTOS = 9  # the first is what a model is shown; by the others a person is known
 
 
 class Row(NamedTuple):
@@ -55,10 +55,10 @@ def make(world: World) -> None:
         folder = out / name.replace(" ", "_")
         if (folder / "table.md").exists():
             continue
-        models = ("--infu", world.out / row.run, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
+        models = ("--infu", world.out / row.run, *world.painters, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
         options = ("--conditioning-scale", row.scale, "--guidance-end", row.end, *(("--controls", controls) if row.keypoints else ()))
         how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
-        python("-m", "infu_jax.evaluation", "--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
+        evaluate("--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")
     (out / "strength.md").write_text(strength.table(world, world.out / "stage2", identities.read_identities(photos), asked), encoding="utf-8")
     print((out / "table.md").read_text(encoding="utf-8"))

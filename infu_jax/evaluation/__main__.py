@@ -117,8 +117,8 @@ class Args:
         return self.infu == Args.infu and self.arcface is None
 
 
-def main() -> None:
-    args = _of_run(tyro.cli(Args, prog="python -m infu_jax.evaluation", description=__doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _of_run(tyro.cli(Args, args=argv, prog="python -m infu_jax.evaluation", description=__doc__))
     from infu_jax import face
     from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
