@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.tiny_world import faces, recogniser
+from examples.tiny_world import faces
 from examples.tiny_world.fitting import Fit, fit
 from infu_jax import checkpoint
 from infu_jax.config import AutoencoderConfig
@@ -95,7 +95,7 @@ def verdicts(critic: Critic, made, x):
 def unlike(eyes: ArcFace, made, x):
     """How far the directions of a recogniser's features are apart, of each place and stage (LPIPS, arXiv 1801.03924, without its learnt weights)."""
     along = lambda y: y / jnp.sqrt((y**2).sum(-1, keepdims=True) + 1e-6)  # noqa: E731
-    pairs = zip(recogniser.features(eyes, made), recogniser.features(eyes, x))
+    pairs = zip(eyes.features(made[..., ::-1]), eyes.features(x[..., ::-1]))  # it takes BGR
     return sum(((along(a) - along(b)) ** 2).sum(-1).mean() for a, b in pairs)
 
 

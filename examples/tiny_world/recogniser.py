@@ -67,15 +67,6 @@ def train(out: Path, cfg: ArcFaceConfig, folder: Path, held_out: Path, how: Fit,
     return fit(out, make, loss, batch, how, look)
 
 
-def features(arcface: ArcFace, images) -> list[jax.Array]:
-    """What each unit makes of pictures (B, H, W, 3) of any size, RGB from -1 to 1."""
-    x, seen = arcface.prelu_in(arcface.norm_in(arcface.conv_in(images[..., ::-1]), train=False)), []
-    for unit in arcface.body:
-        x = unit(x, train=False)
-        seen.append(x)
-    return seen
-
-
 def augment(key, x):
     """Small shifts, brightness, contrast and noise, each crop its own."""
     n, size = x.shape[0], x.shape[1]

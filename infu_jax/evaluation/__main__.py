@@ -113,7 +113,7 @@ class Args:
 
     @property
     def embedded(self) -> bool:
-        """Whether the recogniser that conditions the pictures is the random one that comes with the package."""
+        """Whether the recogniser that conditions the pictures is the one that comes with the package."""
         return self.infu == Args.infu and self.arcface is None
 
 

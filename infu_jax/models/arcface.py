@@ -43,12 +43,18 @@ class ArcFace(nnx.Module):
         size = self.cfg.image_size
         if crops.shape[1:] != (size, size, 3):
             raise ValueError(f"crops are {crops.shape[1:]}; expected ({size}, {size}, 3)")
-        x = self.prelu_in(self.norm_in(self.conv_in(crops), train=train))
-        for unit in self.body:
-            x = unit(x, train=train)
+        x = self.features(crops, train=train)[-1]
         x = self.norm_embedding(self.proj_out(self.norm_out(x, train=train)), train=train)
         length = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
         return (x / length).astype(crops.dtype)
+
+    def features(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> list[Array]:
+        """What each unit makes of pictures of any size, (B, h, w, channels), the last as the embedding is made of; pictures and `train` as above."""
+        x, made = self.prelu_in(self.norm_in(self.conv_in(images), train=train)), []
+        for unit in self.body:
+            x = unit(x, train=train)
+            made.append(x)
+        return made
 
 
 class Unit(nnx.Module):
