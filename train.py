@@ -80,7 +80,7 @@ def main() -> None:
 
     step_program = training.make_step(cfg, trained, abstract, mesh, schedule, dtype)
     validate = held_out and make_validation(cfg, held_out, trained, mesh, schedule, dtype)
-    peak = flops.peak(jax.devices()[0])
+    peak = flops.peak(jax.devices()[0].device_kind)
     pace = Pace(cfg.batch_size, peak and peak * jax.device_count())
     waiting, seen = [], []  # steps whose numbers the host has not looked at, and those it has since the last line of the log
     saved = start

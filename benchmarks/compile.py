@@ -99,7 +99,7 @@ def measure(args: Args) -> dict[str, float]:
         )
         tables = sampler.Tables(modulation(base), modulation(infuse), None)
         weights = (parking.without_modulations(base), parking.without_modulations(infuse))
-        lower = lambda: programs.steps.lower(*weights, z, schedule, 0, 1, given, tables, dtype=jnp.float32)  # noqa: E731
+        lower = lambda: programs.steps().lower(*weights, z, schedule, 0, 1, given, tables, dtype=jnp.float32)  # noqa: E731
     else:
         tx, params = optax.adamw(1e-4), params_of(infuse)
 

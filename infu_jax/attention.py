@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -9,10 +11,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from infu_jax.sharding import HEADS, LANES, batch_axes
+from infu_jax.sharding import HEADS, LANES, batch_axes, platform
 
 BLOCK = 256  # queries at a time on a CPU: their logits stay in its cache
 TPU_BLOCK = 512
+KEPT = "attention"  # what the arrays are called that `kept` keeps
 
 
 def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"]) -> Float[Array, "B S H K"]:
@@ -29,13 +32,31 @@ def attention(q: Float[Array, "B S H K"], k: Float[Array, "B S H K"], v: Float[A
         tokens, heads = (lambda x: jax.lax.with_sharding_constraint(x, P(rows, "sequence", "tensor"))), P(rows, None, HEADS)
         q, k, v = map(tokens, (q, k, v))
         out = tokens(jax.shard_map(_local, mesh=mesh, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)(q, k, v))
-    return checkpoint_name(out, "attention")  # what the rematerialisation policies of `models.layers.scan` call it
+    return out
 
 
 def _local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    # Chosen when the program is lowered, so that compiling for a TPU on a CPU host takes the TPU's branch.
-    tpu = _splash if q.shape[-1] % LANES == 0 else jax.nn.dot_product_attention
-    return jax.lax.platform_dependent(q, k, v, cpu=_blockwise, tpu=tpu, default=jax.nn.dot_product_attention)
+    where = platform()
+    if where == "tpu" and q.shape[-1] % LANES == 0:
+        return _splash(q, k, v)
+    if where == "gpu" and _cudnn_has(q):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return checkpoint_name((_blockwise if where == "cpu" else jax.nn.dot_product_attention)(q, k, v), KEPT)
+
+
+def kept(primitive: Any, *_, **params) -> bool:
+    """The rematerialisation policy that keeps what attention gives, and what its backward pass needs besides, so that it is not computed again."""
+    return primitive.name.startswith("dot_product_attention_fwd") or params.get("name") == KEPT  # the first is cuDNN's
+
+
+def _cudnn_has(q: jax.Array) -> bool:
+    """Whether this process's GPUs have cuDNN's flash attention for such queries: from Ampere on, of 16 bits and heads of up to 128.
+
+    JAX would raise for any other, and does not choose by itself.
+    """
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # "9.0"; AMD's have names, CPUs and TPUs have none
+    ampere = capability[:1].isdigit() and float(capability) >= 8
+    return ampere and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -47,7 +68,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
     padded = -(-length // TPU_BLOCK) * TPU_BLOCK
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=splash.BlockSizes(**dict.fromkeys(names, TPU_BLOCK)), interpret=interpret)
+    kernel = splash.make_splash_mha_single_device(
+        mask, block_sizes=splash.BlockSizes(**dict.fromkeys(names, TPU_BLOCK)), residual_checkpoint_name=KEPT, interpret=interpret
+    )
     segments = (jnp.arange(padded) < length).astype(jnp.int32)
 
     def fit(x: jax.Array) -> jax.Array:  # (B, H, padded S, K)

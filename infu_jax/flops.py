@@ -6,8 +6,6 @@ of a scan once, and attention kernels not at all.
 
 from __future__ import annotations
 
-import jax
-
 from infu_jax.config import FluxConfig, InfuseNetConfig
 
 # Dense bfloat16 peak of one chip in FLOP/s, by the beginning of JAX's name for it. Sources: cloud.google.com/tpu/docs, NVIDIA's data sheets.
@@ -24,9 +22,9 @@ PEAKS = {
 }
 
 
-def peak(device: jax.Device) -> float | None:
-    """FLOP/s of one device in bfloat16, None where it is not known (CPUs)."""
-    return next((flops for name, flops in PEAKS.items() if device.device_kind.startswith(name)), None)
+def peak(kind: str) -> float | None:
+    """FLOP/s of one device of this `device_kind` in bfloat16, None where it is not known (CPUs)."""
+    return next((flops for name, flops in PEAKS.items() if kind.startswith(name)), None)
 
 
 def linear_flops(cfg: FluxConfig, image_tokens: int, text_tokens: int) -> float:

@@ -344,7 +344,7 @@ class InfUPipeline:
                     for name, value in zip(record, (v, img, residuals and residuals.double, residuals and residuals.single)):
                         record[name].append(None if value is None else self._fetch(value))
                 else:
-                    img = programs.steps(flux, infusenet, img, padded, k, k + stride, conditions, table, dtype=self.dtype)
+                    img = programs.steps()(flux, infusenet, img, padded, k, k + stride, conditions, table, dtype=self.dtype)
                 if progress:
                     img.block_until_ready()
                     progress(k + stride, settings.steps)

@@ -6,7 +6,7 @@ Models are pytrees, so weights are arguments and sizes are part of the cache key
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from infu_jax.models.flux import Flux
 from infu_jax.models.infusenet import InfuseNet
 from infu_jax.models.resampler import Resampler
 from infu_jax.models.t5 import T5Encoder
-from infu_jax.sharding import batch_axes, constrain_batch
+from infu_jax.sharding import batch_axes, constrain_batch, platform
 
 # Pixels that a device decodes at once. Larger pictures and batches are decoded in bands of a quarter of this.
 DECODED_AT_ONCE = 1024 * 1024
@@ -65,9 +65,19 @@ def traced_step(flux: Flux, infusenet: InfuseNet | None, img, schedule, k, given
     return flow.euler_step(img, v, schedule.times[k], schedule.times[k + 1]), v, residuals
 
 
-@partial(jax.jit, static_argnames="dtype", donate_argnames="img")
-def steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, tables, *, dtype):
-    return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype, tables)
+def steps():
+    """The program of `sampler.denoise` for the platform in use."""
+    return _steps(platform())
+
+
+@cache
+def _steps(where: str):
+    def steps(flux: Flux, infusenet: InfuseNet | None, img, schedule, first, last, given, tables, *, dtype):
+        return sampler.denoise(flux, infusenet, img, schedule, first, last, given, dtype, tables)
+
+    # cuBLAS alone: it reads a block's weights where they lie in the stack. Where XLA may choose its own products (Triton) it copies them out first.
+    options = {"xla_gpu_enable_triton_gemm": False} if where == "gpu" else None
+    return jax.jit(steps, static_argnames="dtype", donate_argnames="img", compiler_options=options)
 
 
 @partial(jax.jit, static_argnames=("h", "w", "dtype", "at_once"))

@@ -18,7 +18,7 @@ from infu_jax.latents import position_ids
 from infu_jax.models.flux import BlockInputs, Flux, Modulation, Residuals, RoPE, double_block, interval, joined_rope, rope, single_block
 from infu_jax.models.infusenet import InfuseNet, double_residual, single_residual
 from infu_jax.models.layers import part, scan
-from infu_jax.sharding import constrain_tokens, join
+from infu_jax.sharding import constrain_tokens, join, platform
 
 # What the loops over parts of the base's blocks are called in a compiled program (`_beside`): it does not tell how often they run.
 BESIDE = ("base_double_blocks", "base_single_blocks")
@@ -184,9 +184,10 @@ def denoise(
 
     tables: modulations of n steps, the first of which is a multiple of n; all steps must be of these. By default each step computes its own.
     """
+    beside = platform() != "gpu"  # whose loops of a length that is known only when they run wait for the host before each turn
 
     def step(k, z):
-        v, _ = velocity(flux, infusenet, z, schedule.model_times[k], given, dtype, tables=tables and at_step(tables, k), beside=True)
+        v, _ = velocity(flux, infusenet, z, schedule.model_times[k], given, dtype, tables=tables and at_step(tables, k), beside=beside)
         return euler_step(z, v, schedule.times[k], schedule.times[k + 1])
 
     return jax.lax.fori_loop(first, last, step, latents)

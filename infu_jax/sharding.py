@@ -46,6 +46,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1,
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def platform() -> str:
+    """What the program being traced is for, "cpu", "gpu" or "tpu": the mesh in use, which need not be of this machine (`infu_jax.plan`), or else
+    JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...]:
     """The mesh axes that a batch of this size is split over: of data and fsdp what divides it into most parts."""
     devices = lambda axes: math.prod(mesh.shape[a] for a in axes)  # noqa: E731
@@ -246,10 +253,9 @@ def in_chip_order(kernel: jax.Array) -> jax.Array:
 
     Left to itself XLA has the backward pass read it in another, and copies the stack of all blocks for that: 2 GiB for FLUX.1's single blocks.
     """
-    if kernel.ndim != 4 or kernel.shape[-1] % LANES:
+    if platform() != "tpu" or kernel.ndim != 4 or kernel.shape[-1] % LANES:
         return kernel
-    constrain = lambda kernel: with_layout_constraint(kernel, Layout((1, 2, 0, 3)))  # noqa: E731
-    return jax.lax.platform_dependent(kernel, tpu=constrain, default=lambda kernel: kernel)
+    return with_layout_constraint(kernel, Layout((1, 2, 0, 3)))
 
 
 def in_host(a: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding | Format:

@@ -41,7 +41,7 @@ def test_pictures(tiny, paint, monkeypatch, sizes):
     monkeypatch.setattr(module, "LOOP_STEPS", 2)
     made = {name: paint(parked, **case) for name, case in CASES.items()}
     resident = InfUPipeline.load(*tiny, mesh=mesh)
-    monkeypatch.setattr(programs, "steps", step_by_step)
+    monkeypatch.setattr(programs, "steps", lambda: step_by_step)
     monkeypatch.setattr(parking, "without_modulations", lambda model: model)
     for name, case in CASES.items():
         assert_close(made[name], paint(resident, **case), 1e-5)
@@ -49,7 +49,7 @@ def test_pictures(tiny, paint, monkeypatch, sizes):
 
 
 def test_the_loop_takes_no_weights_of_modulations(pipeline, paint, monkeypatch):
-    steps, seen = programs.steps, []
+    steps, seen = programs.steps(), []
 
     def keep(flux, infusenet, *args, **options):
         whole = step_by_step.lower(pipeline.flux, pipeline.infusenet, *args, **options)
@@ -57,7 +57,7 @@ def test_the_loop_takes_no_weights_of_modulations(pipeline, paint, monkeypatch):
         seen.append(sum(t.nbytes for t in jax.tree.leaves(args[-1])))
         return steps(flux, infusenet, *args, **options)
 
-    monkeypatch.setattr(programs, "steps", keep)
+    monkeypatch.setattr(programs, "steps", lambda: keep)
     paint(pipeline)
     whole, with_tables, tables = seen
     weights = [(path, w.nbytes) for model in (pipeline.flux, pipeline.infusenet) for path, w in params_of(model).items()]

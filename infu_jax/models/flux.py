@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from infu_jax.attention import attention
 from infu_jax.config import FluxConfig, Remat
 from infu_jax.models.layers import LayerNorm, Linear, RMSNorm, scan, stack
-from infu_jax.sharding import SUBLANES, add_to_second, constrain_batch, constrain_tokens, join, streams
+from infu_jax.sharding import SUBLANES, add_to_second, constrain_batch, constrain_tokens, join, platform, streams
 
 
 class RoPE(NamedTuple):
@@ -238,7 +238,7 @@ class Stream(nnx.Module):
 
     def finish(self, x, attn, attn_gate, shift, scale, mlp_gate):
         x = x + attn_gate * self.attn_out(attn)
-        return x + mlp_gate * self.mlp_out(nnx.gelu(self.mlp_in((1 + scale) * self.norm2(x) + shift), approximate=True))
+        return x + mlp_gate * self.mlp_out(self.mlp_in.gelu((1 + scale) * self.norm2(x) + shift))
 
 
 class SingleStreamBlock(nnx.Module):
@@ -264,7 +264,7 @@ class SingleStreamBlock(nnx.Module):
         h = (1 + scale) * self.norm(x) + shift
         q, k, v = jnp.unstack(self.qkv(h), axis=2)
         attn = attention(apply_rope(self.q_norm(q), pe), apply_rope(self.k_norm(k), pe), v)
-        return x + gate * (self.attn_out(attn) + self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True)))
+        return x + gate * self.mlp_out.plus_bias(self.attn_out(attn) + self.mlp_out.product(self.mlp_in.gelu(h)))
 
 
 def modulate(mod: Linear, vec: Float[Array, "B D"]) -> Float[Array, "B n D"]:
@@ -337,12 +337,21 @@ def joined_rope(pe: RoPE, first: int) -> RoPE:
 
 def apply_rope(x: Float[Array, "B S H K"], pe: RoPE) -> Float[Array, "B S H K"]:
     """Rotate the channel pairs (0, 1), (2, 3), ... of each head."""
-    return jax.lax.platform_dependent(x, pe.cos[:, None], pe.sin[:, None], tpu=_rotate_by_product, default=_rotate_pairs)
+    rotate = {"tpu": _rotate_by_product, "gpu": _rotate_by_swap}.get(platform(), _rotate_pairs)
+    return rotate(x, pe.cos[:, None], pe.sin[:, None])
 
 
 def _rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def _rotate_by_swap(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The same in one pass over x, which strides are not on a GPU."""
+    x = jax.lax.optimization_barrier(x)  # or XLA computes x twice, here and where it is turned around
+    swapped = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)  # (odd, even)
+    cos, sin = jnp.repeat(cos, 2, axis=-1), jnp.stack([-sin, sin], axis=-1).reshape(*sin.shape[:-1], -1)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from infu_jax import attention
 from infu_jax.config import Remat
 from infu_jax.sharding import in_chip_order
 
@@ -42,6 +43,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.plus_bias(self.product(x))
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x W alone."""
         n, kernel = self.input_axes, in_chip_order(self.kernel[...])
         if self.kernel_steps is not None:
             # Integers until here, so that the product is exact and no copy of it waits for the backward pass (`_all_but_weights`).
@@ -53,7 +58,18 @@ class Linear(nnx.Module):
             # The output is scaled, not the kernel, which is then made of integers alone: TPUs make it as they read it.
             scale = self.kernel_scale[...]
             y = (y.astype(jnp.float32) * scale.reshape(scale.shape[n:])).astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y
+
+    def plus_bias(self, y: jax.Array) -> jax.Array:
+        """y + b, for y from `product`."""
+        if self.bias is None:
+            return y
+        # The same number as a sum in y's dtype. But that XLA would make a part of cuBLAS's product, and first copy the block's weights out of the stack.
+        return (y.astype(jnp.float32) + self.bias[...].astype(y.dtype).astype(jnp.float32)).astype(y.dtype)
+
+    def gelu(self, x: jax.Array) -> jax.Array:
+        """gelu(x W + b), by its approximation with tanh. This cuBLAS computes as one, which is worth the copy."""
+        return nnx.gelu(self.product(x) + self.bias[...].astype(x.dtype), approximate=True)
 
 
 class Conv(nnx.Module):
@@ -133,10 +149,8 @@ _KEPT = {
         names_which_can_be_saved=[], names_which_can_be_offloaded=["input"], offload_src="device", offload_dst="pinned_host"
     ),
     "block": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("attention")
-    ),
+    "attention": attention.kept,
+    "dots": jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, attention.kept),
     "none": _all_but_weights,
 }
 

@@ -91,7 +91,7 @@ def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Cal
     loop, here = have.in_loop, {name: _come_over(name, model) for name, model in have.all.items()}
     ids = array(batch, settings.t5_length, dtype=jnp.int32), array(batch, pipeline.CLIP_LENGTH, dtype=jnp.int32)
     return {
-        "loop": (lambda: programs.steps.lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
+        "loop": (lambda: programs.steps().lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
         "text": (lambda: programs.encode_text.lower(here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
         "control image": (lambda: programs.encode_control.lower(here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
         "modulations": (lambda: programs.modulation.lower(here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
@@ -131,7 +131,8 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     gib |= {f"with all that stays, {name}": peak for name, peak in peaks.items()}
     return report.of_compiled(
         args.topology, mesh, args.batch, gib, max(peaks.values()), room, budget.sampling_flops(args, sizes, args.batch), budget.workers(mesh, args.batch),
-        collective_bytes(loop.text, _trips(sizes)), flops.peak(devices[0]), args.efficiency, sum(program.seconds for program in compiled.values()), choice,
+        collective_bytes(loop.text, _trips(sizes)), flops.peak(devices[0].device_kind), args.efficiency,
+        sum(program.seconds for program in compiled.values()), choice,
     )  # fmt: skip
 
 

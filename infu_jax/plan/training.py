@@ -37,7 +37,7 @@ def plan(args: TrainArgs) -> dict[str, Any]:
     program, gib = compile_step(args, sizes, mesh)
     return report.of_compiled(
         args.topology, mesh, args.batch_size, gib, program.peak, room, budget.training_flops(args, sizes, args.batch_size),
-        budget.workers(mesh, args.batch_size), collective_bytes(program.text), flops.peak(devices[0]), args.efficiency, program.seconds, choice,
+        budget.workers(mesh, args.batch_size), collective_bytes(program.text), flops.peak(devices[0].device_kind), args.efficiency, program.seconds, choice,
     )  # fmt: skip
 
 
