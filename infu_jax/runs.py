@@ -86,13 +86,15 @@ def read_run(run: Path) -> dict[str, Any]:
 
 def models_of(run: Path) -> dict[str, Path]:
     """Where the models lie that a run was made with: of base, transformer, autoencoder and arcface those that it names."""
-    stored = read_run(run)["settings"]
-    found = {name: stored.get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
-    return {name: Path(place) for name, place in found.items() if place is not None}
+    stored = read_run(run)
+    folder = Path(stored.get("folder", ""))  # paths in settings are seen from it; where there is nothing, they are names on a hub
+    found = {name: stored["settings"].get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
+    return {name: folder / place if (folder / place).exists() else Path(place) for name, place in found.items() if place is not None}
 
 
 def write_run(run: Path, content: Mapping[str, Any]) -> None:
-    """Write run.json, as one process."""
+    """Write run.json, as one process, and in it the folder that the run is started in."""
+    content = {**content, "folder": str(Path.cwd())}
     partial_file = run / f".{RUN_FILE}.{os.getpid()}.partial"
     partial_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial_file.replace(run / RUN_FILE)

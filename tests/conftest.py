@@ -19,10 +19,12 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
     # The older way to compile a fusion takes half the time again; newer versions have it no more, and end where they are asked for it.
     *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
-    # More simulated devices than cores: collectives that run side by side may take each other's threads and wait for ever.
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # a device's collectives one after the other
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",  # a busy machine is no reason to abort (after 40 seconds, by default)
 )
+# Threads for the simulated devices: where there are no more than devices, collectives that run side by side can wait for each other for ever.
+os.environ.setdefault("NPROC", "32")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # where a test has JAX keep programs, small ones too
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
 import jax  # noqa: E402  (it reads the variables above)

@@ -3,6 +3,7 @@
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -153,3 +154,15 @@ def test_finding_a_model(tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="holds no flux; this run trains infusenet, resampler"):
         runs.find_model(tmp_path, "flux")
+
+
+def test_the_models_of_a_run_are_found_from_elsewhere(tmp_path, monkeypatch):
+    """A relative path is seen from where the run was started; one that is nowhere is a name on a hub."""
+    run, there = tmp_path / "run", tmp_path / "there"
+    (there / "models" / "base").mkdir(parents=True)
+    run.mkdir()
+    monkeypatch.chdir(there)
+    hub = "black-forest-labs/FLUX.1-dev"
+    runs.write_run(run, {"settings": {"models.base": "models/base", "models.transformer": hub, "models.arcface": None}})
+    monkeypatch.chdir(tmp_path)
+    assert runs.models_of(run) == {"base": there / "models" / "base", "transformer": Path(hub)}
