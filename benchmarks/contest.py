@@ -47,6 +47,15 @@ class Sizes:
         """Of the image."""
         return self.image[0] * self.image[1]
 
+    @property
+    def configs(self):
+        """Of the base model and InfuseNet."""
+        from infu_jax.config import FluxConfig, InfuseNetConfig
+
+        sizes = dict(hidden_size=self.hidden, num_heads=self.heads, axes_dim=self.axes)
+        base = FluxConfig(depth=self.blocks[0], depth_single_blocks=self.blocks[1], **sizes)
+        return base, InfuseNetConfig(depth=self.infusenet[0], depth_single_blocks=self.infusenet[1], **sizes)
+
     def __str__(self) -> str:
         (double, single), (own_double, own_single) = self.blocks, self.infusenet
         sizes = f"hidden {self.hidden}, base {double} + {single}, InfuseNet {own_double} + {own_single} blocks"
@@ -94,10 +103,10 @@ def report(first: float, step: float) -> dict:
 
 
 def print_table(contenders: Mapping[str, str], median: Mapping[str, Mapping], flops: float) -> None:
-    """One row for each contender beside the first, in Markdown. `flops`: the least that a step has to compute."""
+    """One row for each contender beside ours, or the first where ours is not among them, in Markdown. `flops`: the least that a step has to compute."""
     from infu_jax.flops import peak
 
-    ours = next(iter(median.values()))
+    ours = median.get("infu_jax", next(iter(median.values())))
     print("| | device | ms a step | ours / theirs | share of the peak in bfloat16 | first step (with compilation), s | peak memory, GiB | ours / theirs |")
     print("|---|---|---|---|---|---|---|---|")
     for name, m in median.items():

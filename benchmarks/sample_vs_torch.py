@@ -34,7 +34,7 @@ def main() -> None:
         return
     from infu_jax import flops
 
-    base, infusenet = configs(args)
+    base, infusenet = args.configs
     needed = flops.flux_flops(base, args.tokens, args.text) + flops.infusenet_flops(infusenet, args.tokens, QUERIES)
     median = medians(CONTENDERS, args.rounds)
     print(f"\n{args}; {needed / 1e12:.1f} TFLOP a step\n")
@@ -49,7 +49,7 @@ def run_jax(args: Args) -> dict:
     from infu_jax import flow, latents, parking, programs, sampler
     from infu_jax.models.flux import rope
 
-    base, branch = configs(args)
+    base, branch = args.configs
     flux, infusenet = drawn("flux", base, args.dtype), drawn("infusenet", branch, args.dtype)
     h, w = (2 * n for n in args.image)
     draw, dtype = np.random.default_rng(0).standard_normal, jnp.dtype(args.dtype)
@@ -113,15 +113,6 @@ def run_torch(args: Args, compiled: bool) -> dict:
             torch.cuda.synchronize()
 
     return _timed(args, steps)
-
-
-def configs(args: Args):
-    """Of the base model and InfuseNet."""
-    from infu_jax.config import FluxConfig, InfuseNetConfig
-
-    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=args.axes)
-    base = FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes)
-    return base, InfuseNetConfig(depth=args.infusenet[0], depth_single_blocks=args.infusenet[1], **sizes)
 
 
 def _timed(args: Args, steps) -> dict:

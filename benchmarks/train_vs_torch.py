@@ -55,7 +55,7 @@ def main() -> None:
         return
     from infu_jax import flops
 
-    base, infusenet, _ = configs(args)
+    base, infusenet = args.configs
     needed = args.batch * flops.train_flops(base, infusenet, args.tokens, args.text, QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         cache = ("--cache", str(args.cache or folder))
@@ -82,8 +82,8 @@ def run_jax(args: Args) -> dict:
     from infu_jax.sharding import make_mesh, place_batch
     from infu_jax.train_config import OptimizerConfig, TrainConfig
 
-    base, branch, resampler = configs(args)
-    trained = {"infusenet": abstract("infusenet", branch), "resampler": abstract("resampler", resampler)}
+    base, branch = args.configs
+    trained = {"infusenet": abstract("infusenet", branch), "resampler": abstract("resampler", resampler_config(args))}
     vae = AutoencoderConfig(channels=(4, 4, 4, 4), norm_groups=2)  # it only knows how latents are scaled
     draw = np.random.default_rng(0).standard_normal
 
@@ -92,7 +92,7 @@ def run_jax(args: Args) -> dict:
     mesh = make_mesh(devices=jax.devices()[:1])
     state_shapes = training.abstract_state(cfg, trained, mesh)
     frozen = {"flux": drawn("flux", base, args.dtype), "autoencoder": drawn("autoencoder", vae, args.dtype)}
-    params = {"infusenet": params_of(drawn("infusenet", branch, "float32")), "resampler": params_of(drawn("resampler", resampler, "float32"))}
+    params = {"infusenet": params_of(drawn("infusenet", branch, "float32")), "resampler": params_of(drawn("resampler", resampler_config(args), "float32"))}
     state = training.init_state(cfg, params, state_shapes)
     step = training.make_step(cfg, trained, state_shapes, mesh, ScheduleConfig(), jnp.dtype(args.dtype))
     cells = (args.batch, *(2 * n for n in args.image), 16)
@@ -116,7 +116,7 @@ def run_torch(args: Args) -> dict:
 
     device, dtype = torch_device(), getattr(torch, args.dtype)
     sizes = dict(num_attention_heads=args.heads, attention_head_dim=args.hidden // args.heads, axes_dims_rope=args.axes, guidance_embeds=True)
-    r = configs(args)[2]
+    r = resampler_config(args)
     with torch.device(device):
         torch.set_default_dtype(dtype)
         base = FluxTransformer2DModel(num_layers=args.blocks[0], num_single_layers=args.blocks[1], **sizes).requires_grad_(False).train()
@@ -171,7 +171,7 @@ def run_torch(args: Args) -> dict:
     return _timed(args, train)
 
 
-def _timed(args: Args, train: Callable[[], None]) -> dict[str, float]:
+def _timed(args: Args, train: Callable[[], None]) -> dict:
     seconds = []
     for _ in range(1 + args.steps):
         began = time.perf_counter()
@@ -180,15 +180,12 @@ def _timed(args: Args, train: Callable[[], None]) -> dict[str, float]:
     return report(seconds[0], statistics.median(seconds[1:]))
 
 
-def configs(args: Args):
-    """Of the base model, InfuseNet and the resampler."""
-    from infu_jax.config import FluxConfig, InfuseNetConfig, ResamplerConfig
+def resampler_config(args: Args):
+    """As wide beside the base as the release's: 1280 beside 3072."""
+    from infu_jax.config import ResamplerConfig
 
-    sizes = dict(hidden_size=args.hidden, num_heads=args.heads, axes_dim=args.axes)
-    base = FluxConfig(depth=args.blocks[0], depth_single_blocks=args.blocks[1], **sizes)
-    heads = args.hidden * 20 // 3072  # as wide beside the base as the release's: 1280 beside 3072
-    resampler = ResamplerConfig(dim=64 * heads, heads=heads, num_queries=QUERIES, embedding_dim=512, output_dim=4096)
-    return base, InfuseNetConfig(depth=args.infusenet[0], depth_single_blocks=args.infusenet[1], **sizes), resampler
+    heads = args.hidden * 20 // 3072
+    return ResamplerConfig(dim=64 * heads, heads=heads, num_queries=QUERIES, embedding_dim=512, output_dim=4096)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,8 +16,7 @@ FLAGS = (
     # Tests compile for longer than they run: without the last stage's optimisations that takes half the time.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    # The older way to compile a fusion takes half the time again; newer versions have it no more, and end where they are asked for it.
-    *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+    "--xla_cpu_use_fusion_emitters=false",  # the older way to compile a fusion takes half the time again
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # a device's collectives one after the other
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",  # a busy machine is no reason to abort (after 40 seconds, by default)
 )
