@@ -127,19 +127,23 @@ def python(*arguments):
 
 def saved(out: Path, step: int) -> dict[str, np.ndarray]:
     """Every number of a checkpoint, by item and name, read without its sharding."""
-    import orbax.checkpoint as ocp
-
     folder = out / "checkpoints" / str(step)
     meta = runs.read_meta(folder)
     found = {}
-    with ocp.StandardCheckpointer() as reader:
-        for item in meta["fingerprints"]:
-            shapes = reader.metadata((folder / item).absolute()).item_metadata.tree
-            here = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])) for k, v in shapes.items()}
-            arrays = reader.restore((folder / item).absolute(), here)
-            assert run_state.fingerprints(arrays) == meta["fingerprints"][item]
-            found |= {f"{item}/{name}": np.asarray(x) for name, x in arrays.items()}
+    for item in meta["fingerprints"]:
+        arrays = read(folder / item)
+        assert run_state.fingerprints(arrays) == meta["fingerprints"][item]
+        found |= {f"{item}/{name}": np.asarray(x) for name, x in arrays.items()}
     return found
+
+
+def read(item: Path) -> dict[str, jax.Array]:
+    """One item of a checkpoint, on one device."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        shapes, where = reader.metadata(item.absolute()).item_metadata.tree, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return reader.restore(item.absolute(), {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where) for k, v in shapes.items()})
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]):
@@ -148,9 +152,15 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]):
     assert not [name for name in a if a[name].tobytes() != b[name].tobytes()]
 
 
-def flip_a_bit(folder: Path):
-    """One bit of the largest file."""
-    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def flip_a_bit(item: Path):
+    """One bit of the largest file: of a number, where the item can still be read. In the storage's own words it would be another error."""
+    path = max((p for p in item.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data, before = path.read_bytes(), run_state.fingerprints(read(item))
+    for place in range(len(data) // 2, len(data), 101):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            if run_state.fingerprints(read(item)) != before:
+                return
+        except ValueError:
+            continue
+    raise AssertionError(f"no bit of a number found in {path}")

@@ -96,7 +96,7 @@ def remove_data(step):
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (lambda step: flip_a_bit(step / "infusenet"), "infusenet a.kernel is not what was saved|cannot be read"),
+        (lambda step: flip_a_bit(step / "infusenet"), "infusenet a.kernel is not what was saved"),
         (remove_data, "it cannot be read"),
         (lambda step: (step / "meta" / "metadata").write_text("{"), "not a whole checkpoint"),
         (lambda step: shutil.rmtree(step / "resampler"), "it cannot be read"),
