@@ -123,9 +123,10 @@ def main() -> None:
     detector = face.load_detector(args.detector, args.detector_root and hub.local(args.detector_root, ["detector"]))
     keypoints = np.reshape(args.keypoints, (5, 2)) if args.keypoints else None
     _check_faces(args, detector, photo, control, keypoints)
-    mesh = make_mesh(**dataclasses.asdict(_mesh(args, jax.device_count())))
-    check_tokens(mesh, args.sampling.t5_length, args.sampling.height // 16 * (args.sampling.width // 16))
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
+    args = dataclasses.replace(args, mesh=_mesh(args, jax.device_count(), _room(), str(jnp.dtype(dtype))))
+    mesh = make_mesh(**dataclasses.asdict(args.mesh))
+    check_tokens(mesh, args.sampling.t5_length, args.sampling.height // 16 * (args.sampling.width // 16))
     loras = [file_and_scale(text) for text in args.lora]
     recipe = _recipe(args, str(jnp.dtype(dtype)))
 
@@ -279,13 +280,30 @@ def _check_options(args: Args) -> None:
         raise InputError("the negative prompt has no effect while true_cfg is 1; give --true-cfg above 1, or leave --negative-prompt out")
 
 
-def _mesh(args: Args, devices: int) -> MeshConfig:
-    """The mesh that was asked for, or one that splits heads as far as FLUX's 24 and T5's 64 allow and weights over the rest."""
+def _mesh(args: Args, devices: int, room: int | None, dtype: str) -> MeshConfig:
+    """The mesh that was asked for. Or, where each of the devices has `room` bytes, what `plan` proposes: a picture's tokens are split where all weights
+    fit on a device, and its heads otherwise. Or, where that is not known or nothing fits, one that splits heads as far as FLUX's 24 and T5's 64 allow
+    and weights over the rest."""
     if args.mesh != MeshConfig():
         return args.mesh
-    if args.base == Args.base:
+    if args.base == Args.base or devices == 1:
         return MeshConfig(data=-1)  # the embedded models are too small to split; they are copied to each device instead
+    if room is not None:
+        from infu_jax.plan import budget, settings
+        from infu_jax.plan.sampling import model_sizes
+
+        asked = settings.SampleArgs(batch=args.batch, sampling=args.sampling, dtype=dtype, weights=args.weights, offload=args.offload)
+        choice = budget.choose_sampling(asked, model_sizes(asked), devices, float(room))  # for models of the release's sizes
+        if choice.fits:
+            return choice.mesh
     return MeshConfig(fsdp=-1, tensor=math.gcd(devices, 8))
+
+
+def _room() -> int | None:
+    """Bytes of a device's memory that programs may use, where it says so: TPUs and GPUs do."""
+    import jax
+
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 # Pictures and weights that are given --------------------------------------------------------------
@@ -342,7 +360,7 @@ def _recipe(args: Args, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "weights": args.weights,
         "batch": args.batch,
-        "mesh": dataclasses.asdict(_mesh(args, jax.device_count())),
+        "mesh": dataclasses.asdict(args.mesh),
     }
 
 

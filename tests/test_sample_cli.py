@@ -264,10 +264,23 @@ def test_mesh_that_does_not_fit(tmp_path, monkeypatch):
     assert_one_line(command(sample, *given, "--mesh.sequence", 8), "4 heads are not a multiple of mesh axes tensor x sequence = 8; choose another mesh")
     split = ("--mesh.sequence", 4, "--mesh.data", 2, "--batch", 2, "--t5-length", 42)
     assert_one_line(command(sample, *given, *split), "42 tokens are not a multiple of mesh axis 'sequence' = 4; choose another mesh")
-    assert sample._mesh(sample.Args(), 8) == MeshConfig(data=-1)
+
+
+def test_the_mesh_that_is_chosen():
+    """Tokens are split where a device has room for all weights, heads where it has not, and the pictures of a batch before either."""
     real = sample.Args(base=Path("FLUX.1-dev"))
-    assert [sample._mesh(real, n) for n in (1, 4, 6, 16)] == [MeshConfig(1, -1, n) for n in (1, 4, 2, 8)]
-    assert sample._mesh(dataclasses.replace(real, mesh=MeshConfig(data=2, tensor=4)), 8) == MeshConfig(data=2, tensor=4)
+
+    def chosen(devices, gib=None, **changes):
+        return sample._mesh(dataclasses.replace(real, **changes), devices, gib and int(gib * 2**30), "bfloat16")
+
+    assert sample._mesh(sample.Args(), 8, 80 * 2**30, "bfloat16") == MeshConfig(data=-1)
+    assert chosen(1, 80) == MeshConfig(data=-1)
+    assert chosen(4, 80) == chosen(4, 30, offload=True) == chosen(4, 15.7, offload=True, weights="int8") == MeshConfig(data=1, sequence=4)
+    assert chosen(4, 30) == MeshConfig(data=1, tensor=2, sequence=2) and chosen(4, 15.7) == MeshConfig(data=1, tensor=4)
+    assert chosen(4, 80, batch=4) == MeshConfig(data=4) and chosen(4, 80, batch=2) == MeshConfig(data=2, sequence=2)
+    # Devices that do not say how much they have, or have too little.
+    assert [chosen(n) for n in (4, 6, 16)] == [MeshConfig(1, -1, n) for n in (4, 2, 8)] and chosen(4, 4) == MeshConfig(1, -1, 4)
+    assert chosen(8, 80, mesh=MeshConfig(data=2, tensor=4)) == MeshConfig(data=2, tensor=4)
 
 
 def test_device_without_enough_memory(tmp_path, monkeypatch):

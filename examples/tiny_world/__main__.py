@@ -1,6 +1,7 @@
 """The tiny world: every model trained from nothing on drawn people, and the paper's claims checked on people never seen.
 
     python -m examples.tiny_world                          hours on two cores; the same command again goes on where it was
+    python -m examples.tiny_world --size gpu               more people and more steps, for one GPU with a dozen cores beside it
     python -m examples.tiny_world --size smoke --out runs/smoke        minutes: the whole chain, nothing learned
     python -m examples.tiny_world --until stage1           stop after a stage
     python -m examples.tiny_world --given infu_jax/assets/tiny         with the autoencoder, recogniser and base of the package
@@ -33,8 +34,8 @@ GIVEN = ("recogniser", "autoencoder", "decoder", "stack", "base")  # stages whos
 class Args:
     out: Path = Path("runs/tiny_world")
     """Folder for everything."""
-    size: Literal["full", "smoke"] = "full"
-    """smoke trains nothing worth the name."""
+    size: Literal["full", "gpu", "smoke"] = "full"
+    """full is for two CPU cores. smoke trains nothing worth the name."""
     until: Stage = "release"
     """The last stage to run."""
     only: Stage | None = None
@@ -58,7 +59,7 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     from examples.tiny_world import sizes, stages
 
-    world = stages.World(args.out, {"full": sizes.FULL, "smoke": sizes.SMOKE}[args.size], args.given)
+    world = stages.World(args.out, {"full": sizes.FULL, "gpu": sizes.GPU, "smoke": sizes.SMOKE}[args.size], args.given)
     args.out.mkdir(parents=True, exist_ok=True)
     names = [args.only] if args.only else [name for name in asked if args.given is None or name not in GIVEN]
     for name in names:

@@ -68,14 +68,27 @@ def train(out: Path, cfg: ArcFaceConfig, folder: Path, held_out: Path, how: Fit,
 
 
 def augment(key, x):
-    """Small shifts, brightness, contrast and noise, each crop its own."""
+    """Shifts, mirror images, colour, brightness, contrast, blur and noise, each crop its own: what is painted is softer than what is drawn."""
     n, size = x.shape[0], x.shape[1]
-    keys = jax.random.split(key, 4)
+    keys = iter(jax.random.split(key, 7))
     padded = jnp.pad(x, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
-    corners = jax.random.randint(keys[0], (n, 2), 0, 2 * SHIFT + 1)
+    corners = jax.random.randint(next(keys), (n, 2), 0, 2 * SHIFT + 1)
     x = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (size, size, 3)))(padded, corners)
-    contrast, brightness = 0.8 + 0.4 * jax.random.uniform(keys[1], (n, 1, 1, 1)), 0.2 * jax.random.uniform(keys[2], (n, 1, 1, 1)) - 0.1
-    return x * contrast + brightness + 0.03 * jax.random.normal(keys[3], x.shape)
+    x = jnp.where(jax.random.bernoulli(next(keys), shape=(n, 1, 1, 1)), x[:, :, ::-1], x)
+    soft = jax.random.uniform(next(keys), (n, 1, 1, 1)) ** 2
+    x = x + soft * (_blurred(x) - x)
+    contrast, brightness = 0.8 + 0.4 * jax.random.uniform(next(keys), (n, 1, 1, 1)), 0.2 * jax.random.uniform(next(keys), (n, 1, 1, 1)) - 0.1
+    contrast *= 1 + 0.05 * jax.random.normal(next(keys), (n, 1, 1, 3))
+    return x * contrast + brightness + 0.03 * jax.random.normal(next(keys), x.shape)
+
+
+def _blurred(x):
+    """By a binomial filter of seven pixels, along both sides."""
+    filter = jnp.array([1, 6, 15, 20, 15, 6, 1]) / 64
+    for axis in (1, 2):
+        padded = jnp.pad(x, [(3, 3) if k == axis else (0, 0) for k in range(4)], mode="edge")
+        x = sum(weight * jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis) for k, weight in enumerate(filter))
+    return x
 
 
 def separation(embeddings: np.ndarray, people: np.ndarray) -> dict[str, float]:

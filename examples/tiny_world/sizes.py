@@ -1,10 +1,12 @@
-"""How much is drawn and trained: the full size, and a smoke size that shows in minutes that everything fits together."""
+"""How much is drawn and trained: the full size for two CPU cores, a larger one for a GPU, and a smoke size that shows in minutes that everything
+fits together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examples.tiny_world.fitting import Fit
+from infu_jax.config import ArcFaceConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Sizes:
     drawn: dict[str, Folder]
     recogniser: Fit
     judge: Fit
+    judge_model: ArcFaceConfig  # of another shape than the recogniser that pictures are conditioned on
     autoencoder: Fit
     decoder: Fit
     classifier: Fit
@@ -37,6 +40,9 @@ class Sizes:
     test_people: int
     test_prompts: int
     validation_share: float = 0.01
+    encoded: int = 32  # pictures or captions that the frozen encoders take at once
+    painted: int = 16  # pictures that are painted at once
+    training: tuple = ()  # options of every training by train.py
     untrained: bool = False  # the models learn nothing, so what they paint cannot train others
 
     def count(self, name: str) -> int:
@@ -54,6 +60,7 @@ FULL = Sizes(
     },
     recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),
     judge=Fit(steps=2500, batch_size=64, learning_rate=2e-3, seed=1),
+    judge_model=ArcFaceConfig(widths=(8, 20, 36, 72), units=(1, 1, 2, 3), embedding_dim=128, se_reduction=4),
     autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     decoder=Fit(steps=4000, batch_size=16, learning_rate=1e-3, weight_decay=0.0, seed=1),
     classifier=Fit(steps=1200, batch_size=64, learning_rate=2e-3),
@@ -70,6 +77,32 @@ FULL = Sizes(
     test_prompts=8,
 )
 
+GPU = replace(
+    FULL,
+    drawn={
+        "web": Folder(6000, 4, "clean", 0),
+        "real": Folder(6000, 4, "snapshot", 100_000),
+        "faces": Folder(8000, 5, "mixed", 200_000),
+        "judges": Folder(8000, 5, "mixed", 300_000),
+        "held_out": Folder(64, 4, "mixed", 900_000),
+    },
+    recogniser=Fit(steps=3000, batch_size=256, learning_rate=2e-3),
+    judge=Fit(steps=3000, batch_size=256, learning_rate=2e-3, seed=1),
+    judge_model=ArcFaceConfig(widths=(16, 32, 64, 128), units=(2, 2, 4, 2), embedding_dim=128, se_reduction=4),
+    base_steps=8000,
+    stage1_steps=8000,
+    stage2_steps=2000,
+    batch_size=256,
+    spms_photos=1500,
+    encoded=256,
+    painted=128,
+    validation_share=0.03,  # a batch, at least
+    training=(
+        "--accumulate", 1, "--remat", "none", "--dtype", "float32", "--data.workers", 8, "--data.threads", 1, "--data.prefetch", 16,
+        "--checkpoint.every-steps", 2000, "--validation.every-steps", 2000,
+    ),
+)  # fmt: skip
+
 SMOKE = Sizes(
     drawn={
         "web": Folder(40, 4, "clean", 0),
@@ -80,6 +113,7 @@ SMOKE = Sizes(
     },
     recogniser=Fit(steps=4, batch_size=8),
     judge=Fit(steps=4, batch_size=8, seed=1),
+    judge_model=FULL.judge_model,
     autoencoder=Fit(steps=4, batch_size=4),
     decoder=Fit(steps=4, batch_size=4, weight_decay=0.0),
     classifier=Fit(steps=4, batch_size=8),

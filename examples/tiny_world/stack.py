@@ -23,7 +23,6 @@ FLUX = configs.FluxConfig(
 )  # fmt: skip
 AUTOENCODER = configs.AutoencoderConfig(channels=(16, 32, 64, 64), z_channels=8, num_res_blocks=1, norm_groups=8)
 ARCFACE = configs.ArcFaceConfig(widths=(8, 20, 40, 80), units=(1, 1, 2, 2), embedding_dim=128, se_reduction=4)
-JUDGE = configs.ArcFaceConfig(widths=(8, 20, 36, 72), units=(1, 1, 2, 3), embedding_dim=128, se_reduction=4)
 CAPTIONS = 4000  # that the vocabularies are made of
 SHARD_BYTES = 10**9
 SCHEDULER = {

@@ -31,8 +31,6 @@ def get_config() -> TrainConfig:
         batch_size=32,
         models=models,
         data=dataclasses.replace(recipe.data, paths=(str(base.WORLD / "data/real"),)),
-        # The paper's loss has no weights. With these the pictures are more like the person (docs/tiny_world.md).
-        objective=dataclasses.replace(recipe.objective, face_weight=6.0),
         # The paper has AdamW. Muon took the base about half the steps; for InfuseNet the two were not compared.
         optimizer=OptimizerConfig(kind="muon", learning_rate=1e-3, warmup_steps=50, decay="linear", ema_decay=0.995),
         checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=250),

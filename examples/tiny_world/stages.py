@@ -108,9 +108,10 @@ def recogniser(world: World) -> None:
 
 def judge(world: World) -> None:
     """A second one, of another shape, trained on other people, which only measures."""
-    from examples.tiny_world import recogniser, stack
+    from examples.tiny_world import recogniser
 
-    recogniser.train(world.out / "judge", stack.JUDGE, world.drawn("judges"), world.drawn("held_out"), world.sizes.judge, world.sizes.count("judges"))
+    sizes = world.sizes
+    recogniser.train(world.out / "judge", sizes.judge_model, world.drawn("judges"), world.drawn("held_out"), sizes.judge, sizes.count("judges"))
 
 
 def autoencoder(world: World) -> None:
@@ -182,7 +183,7 @@ def synthesis(world: World) -> None:
         models = ("--infu", world.out / "stage1", *world.painters)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
         asked = ("--prompts-file", file, "--controls", controls, "--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
-        how = ("--pictures", world.sizes.spms_pictures, "--batch", 16, "--steps", world.sizes.sampling_steps, *asked)
+        how = ("--pictures", world.sizes.spms_pictures, "--batch", world.sizes.painted, "--steps", world.sizes.sampling_steps, *asked)
         python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
     _features(world, out, ("latents", "control", "t5", "clip", "arcface"))
 
@@ -230,13 +231,13 @@ def _split(world: World) -> tuple:
 
 
 def _features(world: World, dataset: Path, names: tuple[str, ...]) -> None:
-    command = ("-m", "data_pipeline.precompute", dataset, "--features", *names, "--base", world.base, "--arcface", world.arcface, "--batch", 32, *BUCKET)
-    python(*command)
+    models = ("--base", world.base, "--arcface", world.arcface)
+    python("-m", "data_pipeline.precompute", dataset, "--features", *names, *models, "--batch", world.sizes.encoded, *BUCKET)
 
 
 def _train(world: World, recipe: str, steps: int, batch_size: int, *options, out: Path | None = None) -> None:
     common = ("--out", out or world.out / recipe, "--steps", steps, "--batch-size", batch_size, "--models.base", world.base)
-    python("train.py", RECIPES / f"{recipe}.py", *common, *options)
+    python("train.py", RECIPES / f"{recipe}.py", *common, *world.sizes.training, *options)
 
 
 def _frozen(world: World) -> tuple:

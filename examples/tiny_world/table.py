@@ -57,7 +57,7 @@ def make(world: World) -> None:
             continue
         models = ("--infu", world.out / row.run, *world.painters, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
         options = ("--conditioning-scale", row.scale, "--guidance-end", row.end, *(("--controls", controls) if row.keypoints else ()))
-        how = ("--batch", 16, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
+        how = ("--batch", world.sizes.painted, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
         evaluate("--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")
     (out / "strength.md").write_text(strength.table(world, world.out / "stage2", identities.read_identities(photos), asked), encoding="utf-8")
