@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from examples.tiny_world import __main__ as command
-from examples.tiny_world import prompts, sizes, stack
-from infu_jax import checkpoint
+from examples.tiny_world import prompts, sizes, stack, stages
+from infu_jax import checkpoint, recipes
 from infu_jax.assets import TINY
 from infu_jax.inspection import describe
 from infu_jax.pictures import read_recipe
@@ -116,9 +116,18 @@ def test_the_embedded_stack_can_be_given():
 
 
 def test_nobody_is_in_two_folders():
-    for size in (sizes.FULL, sizes.SMOKE):
+    for size in (sizes.FULL, sizes.GPU, sizes.SMOKE):
         spans = sorted((folder.first, folder.first + folder.people) for folder in size.drawn.values())
         assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:]))
+
+
+def test_the_gpus_trainings_fit_their_recipes():
+    """Their options are read by train.py, and validation has a batch: none of it is run at smoke size."""
+    for name, part, folder in (("base", 1, "web"), ("stage1", 2, "real")):
+        argv = [str(stages.RECIPES / f"{name}.py"), "--batch-size", str(sizes.GPU.batch_size // part), *map(str, sizes.GPU.training)]
+        cfg = recipes.read(argv, doc="", program="train.py")
+        assert (cfg.accumulate, cfg.remat, cfg.dtype, cfg.data.workers) == (1, "none", "float32", 8)
+        assert sizes.GPU.count(folder) * sizes.GPU.validation_share > cfg.batch_size
 
 
 def test_prompts_name_what_they_ask_for():
