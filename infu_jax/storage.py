@@ -24,6 +24,7 @@ from infu_jax.errors import InputError
 
 CHUNK_BYTES = 16 << 20  # of our stored arrays, at most, where their shape allows; larger buffers are dear to allocate
 WAITING_BYTES = 128 << 20  # that are read and not yet written: waiting for each small array alone would take long
+DAMAGED = "if it is damaged, convert the model again, or take another checkpoint of its run"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_arrays(weights: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> d
         except jax.errors.JaxRuntimeError:
             raise  # such as a device without enough memory
         except Exception as e:  # Orbax raises this very class where data are missing or unreadable
-            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); {DAMAGED}") from e
     return {**arrays, **{k: jnp.zeros(v.shape, v.dtype) for k, v in targets.items() if not v.size}}
 
 
@@ -70,7 +71,7 @@ def box_reader(weights: Path, name: str, shape: rules.Shape, dtype: np.dtype) ->
             tensorstore.array(values, write=True, copy=False).write(stored[tuple(slice(*b) for b in box)].translate_to[0]).result()
             values = values.astype(dtype, copy=False)
         except ValueError as e:  # TensorStore has no finer class for data that are missing or unreadable
-            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); if it is damaged, convert the model again") from e
+            raise ConversionError(f"{weights} cannot be read ({str(e).splitlines()[0][:120]}); {DAMAGED}") from e
         if not numbers.all_finite(values):
             warn_not_finite(weights, [name])
         return values
