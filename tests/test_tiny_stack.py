@@ -76,7 +76,7 @@ def test_the_autoencoder_gives_pictures_back(arcface):
     psnr = 10 * np.log10(255**2 / ((again.astype(float) - images) ** 2).mean((1, 2, 3)))
     assert psnr.mean() > 27  # 27.7
     alike = (embeddings(arcface, again, drawn) * embeddings(arcface, images, drawn)).sum(1)
-    assert alike.mean() > 0.85  # 0.89; blurred with a sigma of 2 pixels, which has the same PSNR, they have 0.81
+    assert alike.mean() > 0.85  # 0.89; blurred with a sigma of 2 pixels, which has the same PSNR, they have 0.80
     edges = lambda x: np.abs(np.diff(x.astype(float), axis=2)).mean()  # noqa: E731
     assert 0.85 < edges(again) / edges(images) < 1.25  # 1.08; blurred with 0.58
 
@@ -112,5 +112,5 @@ def test_it_paints_the_person_of_the_photo(trained):
                 own.append(alike.pop(name))
                 others.extend(alike.values())
     assert len(own) >= 10, "a face is found in most of 12 pictures"
-    assert np.mean(own) > np.mean(others) + 0.2  # 0.42 and 0.12; two drawings of one person have 0.49
+    assert np.mean(own) > np.mean(others) + 0.2  # 0.46 and 0.03; two drawings of one person have 0.61
     assert sum(nearest) >= 10, "most pictures are nearest to their own photo"  # 11 of 12
