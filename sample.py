@@ -286,8 +286,8 @@ def _mesh(args: Args, devices: int, room: int | None, dtype: str) -> MeshConfig:
     and weights over the rest."""
     if args.mesh != MeshConfig():
         return args.mesh
-    if args.base == Args.base or devices == 1:
-        return MeshConfig(data=-1)  # the embedded models are too small to split; they are copied to each device instead
+    if devices == 1 or args.base == Args.base:
+        return MeshConfig(data=-1)  # a copy on each device: the embedded models are too small to split
     if room is not None:
         from infu_jax.plan import budget, settings
         from infu_jax.plan.sampling import model_sizes

@@ -84,10 +84,10 @@ def augment(key, x):
 
 def _blurred(x):
     """By a binomial filter of seven pixels, along both sides."""
-    filter = jnp.array([1, 6, 15, 20, 15, 6, 1]) / 64
+    weights = jnp.array([1, 6, 15, 20, 15, 6, 1]) / 64
     for axis in (1, 2):
         padded = jnp.pad(x, [(3, 3) if k == axis else (0, 0) for k in range(4)], mode="edge")
-        x = sum(weight * jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis) for k, weight in enumerate(filter))
+        x = sum(weight * jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis) for k, weight in enumerate(weights))
     return x
 
 
