@@ -6,7 +6,7 @@
     python -m examples.tiny_world --until stage1           stop after a stage
     python -m examples.tiny_world --given infu_jax/assets/tiny         with the autoencoder, recogniser and base of the package
 
-Stages, in order: draw, recogniser, autoencoder, decoder, stack, data, base, stage1, judge, classifier, synthesis, stage2, evaluation, release.
+Stages, in order: draw, recogniser, autoencoder, decoder, stack, data, base, stage1, judge, classifier, scorer, synthesis, stage2, evaluation, release.
 docs/tiny_world.md has times and results.
 """
 
@@ -25,7 +25,8 @@ from infu_jax.cli import check_writable, run
 from infu_jax.errors import InputError
 
 Stage = Literal[
-    "draw", "recogniser", "autoencoder", "decoder", "stack", "data", "base", "stage1", "judge", "classifier", "synthesis", "stage2", "evaluation", "release"
+    "draw", "recogniser", "autoencoder", "decoder", "stack", "data", "base", "stage1",
+    "judge", "classifier", "scorer", "synthesis", "stage2", "evaluation", "release",
 ]  # fmt: skip
 GIVEN = ("recogniser", "autoencoder", "decoder", "stack", "base")  # stages whose results --given holds
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -20,11 +22,16 @@ SMALL = ("--filters.min-side", 96, "--filters.min-face", 16, "--filters.min-shar
 FIRST_PROMPT, FIRST_STRANGER = 0, 960_000
 SHOTS = ("close-up", "portrait")  # at 128 pixels the faces of others are too small to know anybody
 BUCKET = ("--resolution", 128, "--bucket-step", 16, "--max-aspect", "1.0", "--t5-length", 56)
+REST = 0.6
+"""Part of the steps of synthesis after which InfuseNet rests: it has learned the dull colours of snapshots, and the base paints clean pictures."""
+SCORER = "examples.tiny_world.scoring:prompt_kept"
 GATES = (
+    "--scorers", f"{SCORER}=0.85",
     "--gates.min-face", 24, "--gates.min-sharpness", 0, "--gates.min-score", 0.7, "--gates.min-similarity", 0.3, "--gates.copy-distance", 4,
     "--gates.duplicate-distance", "None", *(word.replace("--filters", "--photo-filters") if isinstance(word, str) else word for word in SMALL),
 )  # fmt: skip
 STAND_IN = (
+    "--scorers", f"{SCORER}=-1",
     "--after", "examples.tiny_world.smoke:photo_instead", "--gates.copy-distance", "None", "--gates.max-face-correlation", 1, "--gates.min-similarity", -1,
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
@@ -166,9 +173,17 @@ def classifier(world: World) -> None:
     classifier.train(world.out / "classifier", [world.drawn("web"), world.drawn("judges")], world.drawn("held_out"), world.sizes.classifier)
 
 
+def scorer(world: World) -> None:
+    """Another classifier, trained on other pictures: synthesis keeps what it finds to be as the prompt asks, and the first one stays a judge."""
+    from examples.tiny_world import classifier
+
+    how = dataclasses.replace(world.sizes.classifier, seed=1)
+    classifier.train(world.out / "scorer", [world.drawn("faces"), world.drawn("real")], world.drawn("held_out"), how)
+
+
 def synthesis(world: World) -> None:
     """Pictures of the people of the snapshots, by the model of stage 1, in other scenes."""
-    from examples.tiny_world import prompts, strangers
+    from examples.tiny_world import prompts, scoring, strangers
 
     file, made = world.out / "synthesis_prompts.txt", prompts.made(world.sizes.synthesis_prompts, FIRST_PROMPT)
     if not file.exists():
@@ -182,8 +197,9 @@ def synthesis(world: World) -> None:
     if not out.exists():
         models = ("--infu", world.out / "stage1", *world.painters)
         gates = (*GATES, *STAND_IN) if world.sizes.untrained else GATES
-        asked = ("--prompts-file", file, "--controls", controls, "--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "")
+        asked = ("--prompts-file", file, "--controls", controls, "--true-cfg", TINY_TRUE_CFG, "--negative-prompt", "", "--guidance-end", REST)
         how = ("--pictures", world.sizes.spms_pictures, "--batch", world.sizes.painted, "--steps", world.sizes.sampling_steps, *asked)
+        os.environ[scoring.WORLD] = str(world.out.absolute())
         python("-m", "data_pipeline.synthesize", photos, "--out", out, *models, *how, *SIZE, *gates, *_split(world))
     _features(world, out, ("latents", "control", "t5", "clip", "arcface"))
 

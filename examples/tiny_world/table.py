@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data_pipeline import people
 from examples.tiny_world import classifier, prompts, strangers, strength
+from examples.tiny_world.colourfulness import Colourfulness
 from examples.tiny_world.stages import SHOTS, SIZE, World, evaluate
 from infu_jax import checkpoint, face
 from infu_jax.assets import TINY_TRUE_CFG
@@ -89,14 +90,14 @@ def judged(world: World, photos: Path, file: Path, asked: Sequence[prompts.Asked
     wanted = pairs.plan(who, read_prompts(file))
     run = world.out / "classifier"
     modules = classifier.load(run)
-    scorer = classifier.Attributes(modules, {each.text: each.attributes for each in asked})
+    scorers = [classifier.Attributes(modules, {each.text: each.attributes for each in asked}), Colourfulness()]
     arcface, judge = (checkpoint.load_model(path, "arcface") for path in (world.arcface, world.out / "judge"))
     recognisers = [Recogniser("arcface", arcface, True), Recogniser("judge", judge, False)]
     rows, reference, known = [], None, []
     for name in MODELS:
         scores, reference = judging.judge(
             wanted, who, world.out / "evaluation" / name.replace(" ", "_") / "pictures",
-            detector=face.load_detector("yunet"), recognisers=recognisers, scorers=[scorer], name=name,
+            detector=face.load_detector("yunet"), recognisers=recognisers, scorers=scorers, name=name,
         )  # fmt: skip
         rows.append(comparing.summary(scores, comparing.Bootstrap()))
         known.append(scores)

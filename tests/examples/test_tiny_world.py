@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipeline.records import open_records
 from examples.tiny_world import __main__ as command
-from examples.tiny_world import prompts, sizes, stack, stages
+from examples.tiny_world import classifier, prompts, scoring, sizes, stack, stages
+from examples.tiny_world.colourfulness import Colourfulness
 from infu_jax import checkpoint, recipes
 from infu_jax.assets import TINY
 from infu_jax.inspection import describe
@@ -48,7 +50,7 @@ def test_every_stage_leaves_its_result(world):
         for name in ("stage_1", "stage_1_with_keypoints")
     }
     assert told == {"stage_1": {False}, "stage_1_with_keypoints": {True}}
-    assert "attribute accuracy" in table and "rank-1" in table
+    assert all(row in table for row in ("attribute accuracy", "colourfulness", "rank-1"))
     assert len((out / "evaluation" / "strength.md").read_text().splitlines()) == 11
 
 
@@ -68,6 +70,28 @@ def test_the_decoder_alone_goes_on(world):
     one, two = (checkpoint.params_of(checkpoint.load_model(out / run, "autoencoder")) for run in ("autoencoder", "decoder"))
     moved = {name for name in one if not np.array_equal(one[name], two[name])}
     assert moved and all(name.startswith("decoder.") for name in moved)
+
+
+def test_synthesis_asks_a_classifier_of_its_own(world, monkeypatch):
+    """What that one, and not the judging one, says of a picture stands in its record: a share of ten attributes."""
+    out, _ = world
+    given = [record.scores[stages.SCORER] for record in open_records(out / "data" / "spms", "train") if record.synthetic]
+    assert given and all(value == pytest.approx(round(10 * value) / 10) for value in given)
+    assert (out / "scorer" / "run.json").read_bytes() != (out / "classifier" / "run.json").read_bytes()  # the seed
+    monkeypatch.setenv(scoring.WORLD, str(out))
+    asked = prompts.made(sizes.SMOKE.synthesis_prompts, stages.FIRST_PROMPT)
+    picture = np.random.default_rng(0).integers(256, size=(128, 128, 3), dtype=np.uint8)
+    seen = {name: values[0] for name, values in classifier.read(classifier.load(out / "scorer"), picture[None]).items()}
+    right = [[seen[name] == values[0] for name, values in classifier.labels([each.attributes]).items()] for each in asked]
+    assert [scoring.prompt_kept(picture, each.text) for each in asked] == pytest.approx(np.mean(right, axis=1))
+
+
+def test_colourfulness():
+    """Of greys none; of a picture half pure red and half its complement, by hand."""
+    grey, two = np.full((4, 4, 3), 80, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    two[:2], two[2:] = (255, 0, 0), (0, 255, 255)
+    # red - green is 255 and -255, (red + green) / 2 - blue 127.5 and -127.5: no mean, these deviations
+    assert Colourfulness()([grey, two], ["", ""]) == pytest.approx([0, np.hypot(255, 127.5)])
 
 
 def test_the_same_command_again_does_nothing_new(world):
