@@ -55,11 +55,11 @@ FULL = Sizes(
         "web": Folder(6000, 4, "clean", 0),  # what the base model learns from
         "real": Folder(4000, 3, "snapshot", 100_000),  # people's photos: stage 1, and the identities of stage 2
         "faces": Folder(2000, 8, "mixed", 200_000),  # the recogniser's
-        "judges": Folder(2000, 8, "mixed", 300_000),  # the second recogniser's
+        "judges": Folder(4000, 8, "mixed", 300_000),  # the second recogniser's: it must know more people than what it judges
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
     recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),
-    judge=Fit(steps=2500, batch_size=64, learning_rate=2e-3, seed=1),
+    judge=Fit(steps=5000, batch_size=64, learning_rate=2e-3, seed=1),
     judge_model=ArcFaceConfig(widths=(8, 20, 36, 72), units=(1, 1, 2, 3), embedding_dim=128, se_reduction=4),
     autoencoder=Fit(steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=300),
     decoder=Fit(steps=4000, batch_size=16, learning_rate=1e-3, weight_decay=0.0, seed=1),
@@ -70,7 +70,7 @@ FULL = Sizes(
     stage2_steps=1000,
     batch_size=64,
     spms_photos=600,
-    spms_pictures=8,
+    spms_pictures=16,
     synthesis_prompts=400,
     sampling_steps=16,
     test_people=50,

@@ -30,7 +30,6 @@ class Row(NamedTuple):
     run: str
     scale: float = 1.0  # of InfuseNet; 0 gives exactly the base's picture
     keypoints: bool = False  # the five points of a stranger, who is drawn as the prompt asks, are given
-    end: float = 1.0  # part of the steps after which InfuseNet rests
 
 
 MODELS = {
@@ -38,9 +37,9 @@ MODELS = {
     "stage 1": Row("stage1"),
     "stage 1 with keypoints": Row("stage1", keypoints=True),
     "stage 2 on single samples": Row("stage2_single"),
+    "stage 2 on single samples with keypoints": Row("stage2_single", keypoints=True),
     "full (SPMS)": Row("stage2"),
     "full (SPMS) with keypoints": Row("stage2", keypoints=True),
-    "full (SPMS) with keypoints, first half": Row("stage2", keypoints=True, end=0.5),
 }
 
 
@@ -57,7 +56,7 @@ def make(world: World) -> None:
         if (folder / "table.md").exists():
             continue
         models = ("--infu", world.out / row.run, *world.painters, "--recogniser", f"judge={(world.out / 'judge').absolute()}")
-        options = ("--conditioning-scale", row.scale, "--guidance-end", row.end, *(("--controls", controls) if row.keypoints else ()))
+        options = ("--conditioning-scale", row.scale, *(("--controls", controls) if row.keypoints else ()))
         how = ("--batch", world.sizes.painted, "--steps", world.sizes.sampling_steps, "--resamples", 200, "--true-cfg", TINY_TRUE_CFG, *SIZE, *options)
         evaluate("--identities", photos, "--prompts", file, "--name", name, "--out", folder, *models, *how)
     (out / "table.md").write_text(judged(world, photos, file, asked), encoding="utf-8")

@@ -42,8 +42,7 @@ def test_every_stage_leaves_its_result(world):
     for model in ("FLUX.1-tiny/transformer", "FLUX.1-tiny/vae", "InfiniteYou-tiny/InfuseNetModel", "InfiniteYou-tiny/image_proj_model.bin"):
         assert describe(out / "release" / model)[1], model
     table = (out / "evaluation" / "table.md").read_text()
-    full = ("full (SPMS)", "full (SPMS) with keypoints", "full (SPMS) with keypoints, first half")
-    models = ("base alone", "stage 1", "stage 1 with keypoints", "stage 2 on single samples", *full)
+    models = ("base alone", *(name + points for name in ("stage 1", "stage 2 on single samples", "full (SPMS)") for points in ("", " with keypoints")))
     assert table.splitlines()[0] == f"|  | {' | '.join(models)} | other photos of them |"
     told = {
         name: {"control" in read_recipe(path) for path in (out / "evaluation" / name / "pictures").glob("*/*.png")}
