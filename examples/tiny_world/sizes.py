@@ -55,7 +55,7 @@ FULL = Sizes(
         "web": Folder(6000, 4, "clean", 0),  # what the base model learns from
         "real": Folder(4000, 3, "snapshot", 100_000),  # people's photos: stage 1, and the identities of stage 2
         "faces": Folder(2000, 8, "mixed", 200_000),  # the recogniser's
-        "judges": Folder(4000, 8, "mixed", 300_000),  # the second recogniser's: it must know more people than what it judges
+        "judges": Folder(4000, 8, "mixed", 300_000),  # the second recogniser's; whom it does not know in drawings, it cannot judge in pictures
         "held_out": Folder(64, 4, "mixed", 900_000),
     },
     recogniser=Fit(steps=3000, batch_size=64, learning_rate=2e-3),

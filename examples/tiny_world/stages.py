@@ -26,7 +26,7 @@ REST = 0.6
 """Part of the steps of synthesis after which InfuseNet rests: it has learned the dull colours of snapshots, and the base paints clean pictures."""
 SCORER = "examples.tiny_world.scoring:prompt_kept"
 GATES = (
-    "--scorers", f"{SCORER}=0.85",
+    "--scorers", f"{SCORER}=0.85",  # nine of ten attributes
     "--gates.min-face", 24, "--gates.min-sharpness", 0, "--gates.min-score", 0.7, "--gates.min-similarity", 0.3, "--gates.copy-distance", 4,
     "--gates.duplicate-distance", "None", *(word.replace("--filters", "--photo-filters") if isinstance(word, str) else word for word in SMALL),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from examples.tiny_world import classifier, prompts, scoring, sizes, stack, stag
 from examples.tiny_world.colourfulness import Colourfulness
 from infu_jax import checkpoint, recipes
 from infu_jax.assets import TINY
+from infu_jax.errors import InputError
 from infu_jax.inspection import describe
 from infu_jax.pictures import read_recipe
 from tests.conftest import ROOT
@@ -85,12 +86,19 @@ def test_synthesis_asks_a_classifier_of_its_own(world, monkeypatch):
     assert [scoring.prompt_kept(picture, each.text) for each in asked] == pytest.approx(np.mean(right, axis=1))
 
 
+def test_a_scorer_must_know_its_world(monkeypatch):
+    monkeypatch.delenv(scoring.WORLD, raising=False)
+    scoring._attributes.cache_clear()
+    with pytest.raises(InputError, match="TINY_WORLD is not set"):
+        scoring.prompt_kept(np.zeros((128, 128, 3), np.uint8), "a man")
+
+
 def test_colourfulness():
-    """Of greys none; of a picture half pure red and half its complement, by hand."""
-    grey, two = np.full((4, 4, 3), 80, np.uint8), np.zeros((4, 4, 3), np.uint8)
-    two[:2], two[2:] = (255, 0, 0), (0, 255, 255)
-    # red - green is 255 and -255, (red + green) / 2 - blue 127.5 and -127.5: no mean, these deviations
-    assert Colourfulness()([grey, two], ["", ""]) == pytest.approx([0, np.hypot(255, 127.5)])
+    """Of a grey picture, a red one, and one that is half red and half its complement: by hand."""
+    grey, red = np.full((4, 4, 3), 80, np.uint8), np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    both = np.concatenate([red[:2], 255 - red[2:]])
+    # red - green is 255, (red + green) / 2 - blue 127.5, and the opposite in the complement: red has a mean alone, both have deviations alone
+    assert Colourfulness()([grey, red, both], ["", "", ""]) == pytest.approx([0, 0.3 * np.hypot(255, 127.5), np.hypot(255, 127.5)])
 
 
 def test_the_same_command_again_does_nothing_new(world):
