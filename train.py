@@ -195,7 +195,7 @@ def open_data(cfg: TrainConfig, mesh):
         index, count = batch_part(mesh, size)
         return open_loader(data, batch_size=size, seed=cfg.seed, process_index=index, process_count=count, **tokenizers, **more)
 
-    loader = open_part(cfg.data, cfg.batch_size, face_boxes=cfg.objective.face_weight != 1)
+    loader = open_part(cfg.data, cfg.batch_size, faces=cfg.objective.faces)
     if cfg.validation.every_steps is None:
         return loader, None
     # Without ArcFace's features, so that there is a face to show; nothing dropped, no keypoints, as most pictures are made.

@@ -23,6 +23,7 @@ computed ahead by `data_pipeline.precompute`.
     y               (b, V) float32          "clip": its pooled output
 
     face_box        (b, 4) float32          left, top, right, bottom in pixels of the bucket; only if asked for
+    face_points     (b, 5, 2) float32       the face's keypoints in pixels of the bucket; only if asked for
 
     id_keep         (b,) bool               False: the face embedding is to be zeroed
     record          (b,) int64              number of the target in all datasets
@@ -48,7 +49,7 @@ from data_pipeline.pairs import VERSION, Plan, Rows, open_plan
 from data_pipeline.records import open_records
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import Tokenizer
-from infu_jax.train_config import DataConfig, Feature
+from infu_jax.train_config import DataConfig, FacePlace, Feature
 
 Batch = dict[str, np.ndarray]
 
@@ -60,7 +61,7 @@ def open_loader(
     seed: int,
     t5_tokenizer: Tokenizer | None = None,
     clip_tokenizer: Tokenizer | None = None,
-    face_boxes: bool = False,
+    faces: tuple[FacePlace, ...] = (),
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Loader":
@@ -68,7 +69,7 @@ def open_loader(
 
     batch_size: of all processes together; process_index of process_count gets its part of every batch.
     t5_tokenizer, clip_tokenizer: needed unless the features t5 and clip are there.
-    face_boxes: say where the faces are, too; then records are read in any case.
+    faces: say where the faces are, too; then records are read in any case.
 
     Raises InputError where a dataset, its index or a feature is missing or does not fit, or no bucket fills a batch. Warns once of pictures
     that are never seen.
@@ -82,7 +83,7 @@ def open_loader(
     for sentence in plan.unseen():
         warnings.warn(sentence, stacklevel=2)
     found = _open_features(cfg, plan)
-    steps = _steps(cfg, seed, found, t5_tokenizer, clip_tokenizer, face_boxes)
+    steps = _steps(cfg, seed, found, t5_tokenizer, clip_tokenizer, faces)
     return Loader(plan, steps, tuple(found), process_index=process_index, process_count=process_count)
 
 
@@ -111,7 +112,7 @@ def _steps(
     found: dict[Feature, tuple[stored.Features, ...]],
     t5_tokenizer: Tokenizer | None,
     clip_tokenizer: Tokenizer | None,
-    face_boxes: bool,
+    faces: tuple[FacePlace, ...],
 ) -> tuple[samples.Step, ...]:
     """What is done for every row, in this order. Records are read only where a picture, a caption or its source is needed."""
     missing = set(stored.FEATURES) - set(found)
@@ -120,7 +121,7 @@ def _steps(
             raise InputError(f"feature {feature} is not read, so {feature}_tokenizer is needed")
     datasets = tuple(open_records(path, cfg.split) for path in cfg.paths)
     steps: list[samples.Step] = []
-    if missing - {"arcface"} or cfg.caption_weights or face_boxes:
+    if missing - {"arcface"} or cfg.caption_weights or faces:
         steps.append(samples.ReadTarget(datasets))
     if "arcface" in missing:
         steps.append(samples.ReadIdentity(datasets))
@@ -130,8 +131,8 @@ def _steps(
     steps.append(samples.ReadIdentityEmbedding(found["arcface"]) if "arcface" in found else samples.CropIdentity(datasets))
     steps.append(samples.ReadText("txt", found["t5"]) if "t5" in found else samples.Tokenize("t5_ids", t5_tokenizer, cfg.t5_length))
     steps.append(samples.ReadText("y", found["clip"]) if "clip" in found else samples.Tokenize("clip_ids", clip_tokenizer, samples.CLIP_LENGTH))
-    if face_boxes:
-        steps.append(samples.FaceBox())
+    if faces:
+        steps.append(samples.FacePlaces(faces))
     return tuple(steps)
 
 

@@ -18,6 +18,7 @@ from data_pipeline.records import Record, Records
 from infu_jax import face
 from infu_jax.errors import InputError
 from infu_jax.tokenizers import Tokenizer
+from infu_jax.train_config import FACE_PLACES, FacePlace
 
 CLIP_LENGTH = 77
 
@@ -126,16 +127,20 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class FaceBox:
-    """Where the target's face is in the bucket: left, top, right, bottom."""
+class FacePlaces:
+    """Where the target's face is in the bucket, by its box (left, top, right, bottom), its five keypoints or both."""
+
+    names: tuple[FacePlace, ...]
 
     def arrays(self, bucket: Bucket) -> Arrays:
-        return {"face_box": ((4,), np.float32)}
+        return {name: (FACE_PLACES[name], np.float32) for name in self.names}
 
     def __call__(self, sample: Sample) -> None:
         record = sample.target_record
         how = transforms.fit(record.target_size, sample.bucket, record.target_keypoints, record.target_face)
-        sample.out["face_box"][...] = how.points(record.target_face.reshape(2, 2)).ravel()
+        given = {"face_box": record.target_face.reshape(2, 2), "face_points": record.target_keypoints}
+        for name in self.names:
+            sample.out[name][...] = how.points(given[name]).reshape(FACE_PLACES[name])
 
 
 # From pictures and captions -----------------------------------------------------------------------

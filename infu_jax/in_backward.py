@@ -47,7 +47,7 @@ class Result(NamedTuple):
     opt_state: optax.OptState
     ema: Params | None
     grad_norm: Float[Array, ""]
-    each: Float[Array, " B"]  # loss of each picture
+    each: objective.Losses
 
 
 def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> Callable[..., Result]:
@@ -94,7 +94,7 @@ def make_update(cfg: TrainConfig, trained: Models, shardings: Params, dtype) -> 
 
         def base(residuals: Residuals):
             each = objective.losses(frozen, given, draws, cfg, dtype, residuals)
-            return each.mean(), each
+            return each.total.mean(), each
 
         (_, each), residuals = jax.value_and_grad(base, has_aux=True)(Residuals(double_residuals, single_residuals))
 

@@ -67,6 +67,12 @@ def frozen_names(cfg: TrainConfig, features: set[str]) -> set[str]:
     return names if cfg.trainable == "base" else names | {"flux", "arcface"}
 
 
+def step_names(cfg: TrainConfig, features: set[str]) -> set[str]:
+    """What a step itself needs of these: where ArcFace's embeddings are there, it may be for validation's pictures alone."""
+    names = frozen_names(cfg, features)
+    return names - {"arcface"} if "arcface" in features and not cfg.objective.id_weight else names
+
+
 def frozen_models(cfg: TrainConfig, names: set[str], mesh: Mesh, dtype: Any, progress: Callable[[str], None]) -> dict[str, nnx.Module]:
     """Load the frozen models `names`; ArcFace in float32, the others in `dtype`, the base's blocks in eight bits where the settings say so."""
     models = {}

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from infu_jax import flow, latents, sampler
+from infu_jax.identity_loss import identity_loss
 from infu_jax.models.autoencoder import sample_latents
 from infu_jax.models.flux import Residuals
 from infu_jax.train_config import ObjectiveConfig, TrainConfig
@@ -41,6 +42,14 @@ class Encoded(NamedTuple):
     text: sampler.Text
     id_embedding: Float[Array, "B E"] | None  # zero where the identity was dropped
     face_box: Float[Array, "B 4"] | None  # left, top, right, bottom in pixels of the target; None: the loss has no weights
+    face_points: Float[Array, "B 5 2"] | None  # the target's five keypoints, in its pixels; None: there is no identity loss
+
+
+class Losses(NamedTuple):
+    """Of each picture."""
+
+    total: Float[Array, " B"]
+    identity: Float[Array, " B"] | None  # as it is in `total`, but for its weight
 
 
 def draw(key: Key[Array, ""], shape: tuple[int, ...], cfg: ObjectiveConfig, schedule: flow.ScheduleConfig) -> Draws:
@@ -66,18 +75,21 @@ def encode(models: Models, batch: Batch, draws: Draws, dtype) -> Encoded:
     txt = batch["txt"].astype(dtype) if "txt" in batch else models["t5"](batch["t5_ids"], dtype=dtype)
     y = batch["y"].astype(dtype) if "y" in batch else models["clip"](batch["clip_ids"], dtype=dtype)[1]
     x0, text = sample("latent", "pixels", draws.latent_noise), sampler.Text(txt, y)
+    face = batch.get("face_box"), batch.get("face_points")
     if "infusenet" not in models:
-        return Encoded(x0, None, text, None, batch.get("face_box"))
+        return Encoded(x0, None, text, None, *face)
     if "id_embedding" in batch:
         id_embedding = batch["id_embedding"].astype(jnp.float32)
     else:
         id_embedding = models["arcface"](2 * (batch["id_crop"].astype(jnp.float32) / 255) - 1)  # as `face.arcface_input`
     id_embedding = jnp.where(batch["id_keep"][:, None], id_embedding, 0.0)
-    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding, batch.get("face_box"))
+    return Encoded(x0, sample("control", "control", draws.control_noise), text, id_embedding, *face)
 
 
-def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype, residuals: Residuals | None = None) -> Float[Array, " B"]:
+def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype, residuals: Residuals | None = None) -> Losses:
     """Mean squared error of the velocity, of each picture, in float32; weighted by `token_weights` where the batch says where faces are.
+
+    With the faces' points, plus `identity_loss` of the picture that the velocity leads to; less of it where that is far, since it is blurred then.
 
     residuals: InfuseNet's, where they have been computed already; it need not be among `models` then.
     """
@@ -89,7 +101,14 @@ def losses(models: Models, given: Encoded, draws: Draws, cfg: TrainConfig, dtype
     if given.face_box is not None:
         pixels = models["autoencoder"].cfg.downscale * latents.PATCH
         errors = errors * token_weights(given.face_box, h // latents.PATCH, w // latents.PATCH, pixels, cfg.objective.face_weight)
-    return errors.mean(1)
+    if given.face_points is None:
+        return Losses(errors.mean(1), None)
+    every = cfg.objective.id_every
+    z, predicted, t, points, who = jax.tree.map(lambda x: x[::every], (z, predicted, draws.t, given.face_points, given.id_embedding))
+    x0 = latents.unpack(z - t[:, None, None] * predicted, h, w)
+    unlike = every * (1 - t) * identity_loss(models["arcface"], models["autoencoder"], x0, points, who, dtype)
+    unlike = jnp.zeros_like(draws.t).at[::every].set(unlike)
+    return Losses(errors.mean(1) + cfg.objective.id_weight * unlike, unlike)
 
 
 def token_weights(box: Float[Array, "B 4"], rows: int, columns: int, pixels: int, face_weight: float) -> Float[Array, "B L"]:

@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args
 from infu_jax.config import MeshConfig, Remat, ResamplerConfig, Weights
 from infu_jax.errors import InputError
 
+FacePlace = Literal["face_box", "face_points"]
+FACE_PLACES: Mapping[FacePlace, tuple[int, ...]] = {"face_box": (4,), "face_points": (5, 2)}
+"""Shapes of what a batch can say of where a face is."""
 Feature = Literal["latents", "control", "t5", "clip", "arcface"]
 
 
@@ -119,7 +122,20 @@ class ObjectiveConfig:
     """How much the loss weighs in the face's box, against 1 elsewhere; each picture weighs the same. Paper: 1. More teaches faces before backgrounds, which
     small models need (docs/tiny_world.md); records are then read even where all features are there. Validation losses have no weights."""
 
+    id_weight: float = 0.0
+    """How much the identity loss weighs: 1 - cosine of the identity and the face in the predicted picture, less of it at early times. Paper: 0, no such
+    loss. With it steps decode pictures and embed their faces, of which they find the place in the records."""
+    id_every: int = 1
+    """Of a batch only every so many-th picture is decoded for the identity loss, and counts for the others: decoding may cost more than all the rest."""
+
+    @property
+    def faces(self) -> tuple[FacePlace, ...]:
+        """What the loss must be told of the targets' faces."""
+        return ("face_box",) * (self.face_weight != 1) + ("face_points",) * (self.id_weight != 0)
+
     def __post_init__(self):
+        _check(self.id_weight >= 0, f"objective.id_weight is {self.id_weight}; 0 or more is needed")
+        _check(self.id_every >= 1, f"objective.id_every is {self.id_every}; at least 1 is needed")
         _check(self.face_weight > 0, f"objective.face_weight is {self.face_weight}; more than 0 is needed")
         _check(self.time_std > 0, f"objective.time_std is {self.time_std}; more than 0 is needed")
 
@@ -281,6 +297,12 @@ class TrainConfig:
             f"optimizer.in_backward is for trainable infusenet, optimizer.kind adamw and accumulate 1; "
             f"here they are {self.trainable}, {self.optimizer.kind} and {self.accumulate}",
         )
+        _check(
+            self.batch_size // self.accumulate % self.objective.id_every == 0,
+            f"objective.id_every {self.objective.id_every} does not divide batch_size {self.batch_size} / accumulate {self.accumulate}, "
+            f"the pictures that are computed at once",
+        )
+        _check(self.objective.id_weight == 0 or self.trainable == "infusenet", "objective.id_weight needs trainable infusenet: the base is told of no identity")
         _check(self.models.base_from_scratch is False or self.trainable == "base", "models.base_from_scratch needs trainable base")
         first, last = self.profile_steps or (0, 0)
         _check(0 <= first <= last, f"profile_steps are {self.profile_steps}; two steps, the first not after the last, are needed")

@@ -53,6 +53,7 @@ class Metrics(NamedTuple):
     learning_rate: Float[Array, ""]
     bin_loss: Float[Array, " bins"]
     bin_count: Float[Array, " bins"]
+    id_loss: Float[Array, ""] | None  # identity loss, without its weight; None: there is none
     each: Float[Array, " B"]  # loss of each picture
 
 
@@ -128,7 +129,7 @@ def make_step(
     def loss(params: Params, frozen: Models, batch: Batch, draws: Draws):
         models = {**frozen, **{name: with_params(trained[name], params[name]) for name in params}}
         each = losses(models, encode(models, batch, draws, dtype), draws, cfg, dtype)
-        return each.mean(), each
+        return each.total.mean(), each
 
     def gradients(params: Params, frozen: Models, batch: Batch, draws: Draws):
         (_, each), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, draws)
@@ -142,7 +143,7 @@ def make_step(
 
         zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings.params)
         grads, each = jax.lax.scan(body, zeros, jax.tree.map(lambda x: _parts(x, cfg.accumulate), (batch, draws)))
-        return grads, each.T.reshape(-1)
+        return grads, jax.tree.map(lambda x: x.T.reshape(-1), each)
 
     def all_at_once(step, params: Params, opt_state: optax.OptState, ema: Params | None, frozen: Models, batch: Batch, draws: Draws) -> in_backward.Result:
         grads, each = (gradients if cfg.accumulate == 1 else accumulated)(params, frozen, batch, draws)
@@ -161,17 +162,18 @@ def make_step(
         params, opt_state, ema, norm, each = update(*state, frozen, batch, draws)
         bins = jax.nn.one_hot(jnp.clip((draws.t * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1), TIME_BINS)
         metrics = Metrics(
-            loss=each.mean(),
+            loss=each.total.mean(),
             grad_norm=norm,
             param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(rate(state.step), jnp.float32),
-            bin_loss=each @ bins,
+            bin_loss=each.total @ bins,
             bin_count=bins.sum(0),
-            each=each,
+            id_loss=None if each.identity is None else each.identity.mean(),
+            each=each.total,
         )
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    metric_shardings = Metrics(*(replicated,) * 6, each=batch_sharding(mesh, cfg.batch_size))
+    metric_shardings = Metrics(*(replicated,) * 7, each=batch_sharding(mesh, cfg.batch_size))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metric_shardings))
 
 
@@ -190,7 +192,8 @@ def check_finite(step: int, metrics: Metrics, records: Any, advice: str) -> None
 
 def summary(seen: Sequence[Metrics]) -> dict[str, float]:
     """Means of some steps' metrics; the loss by tenth of time too, `loss_t0.3-0.4`, where pictures fell into it."""
-    mean = {name: float(np.mean([getattr(m, name) for m in seen])) for name in ("loss", "grad_norm", "param_norm")}
+    names = [name for name in ("loss", "id_loss", "grad_norm", "param_norm") if getattr(seen[0], name) is not None]
+    mean = {name: float(np.mean([getattr(m, name) for m in seen])) for name in names}
     sums, counts = sum(m.bin_loss for m in seen), sum(m.bin_count for m in seen)
     bins = {f"loss_t{n / TIME_BINS:.1f}-{(n + 1) / TIME_BINS:.1f}": float(s / c) for n, (s, c) in enumerate(zip(sums, counts)) if c}
     return {**mean, "learning_rate": float(seen[-1].learning_rate), **bins}

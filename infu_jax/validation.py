@@ -34,7 +34,7 @@ class Validation:
         def loss(params: Params, frozen: Models, batch: Batch, t: jax.Array, key: jax.Array):
             draws = self._draws(key, objective.latent_shape(frozen, batch))._replace(t=t)
             everything = models(params, frozen)
-            return objective.losses(everything, objective.encode(everything, batch, draws, dtype), draws, cfg, dtype).mean()
+            return objective.losses(everything, objective.encode(everything, batch, draws, dtype), draws, cfg, dtype).total.mean()
 
         @partial(jax.jit, static_argnames="steps")
         def paint(params: Params, frozen: Models, batch: Batch, key: jax.Array, schedule: flow.Schedule, steps: int):

@@ -20,7 +20,7 @@ LAYERS = (
     ("infu_jax.checks", "infu_jax.programs", "infu_jax.parking", "infu_jax.inspection", "infu_jax.export", "infu_jax.training", "infu_jax.initial"),
     ("infu_jax.in_backward",),
     ("infu_jax.lora", "infu_jax.quantize", "infu_jax.objective"),
-    ("infu_jax.sampler", "infu_jax.checkpoint"),
+    ("infu_jax.sampler", "infu_jax.checkpoint", "infu_jax.identity_loss"),
     ("infu_jax.storage",),
     ("infu_jax.convert", "infu_jax.models"),
     ("infu_jax.attention", "infu_jax.pose"),

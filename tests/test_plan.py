@@ -22,7 +22,7 @@ from infu_jax.plan import budget, chips, report, sampling, training
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import make_mesh
-from infu_jax.train_config import DataConfig, ModelsConfig, OptimizerConfig
+from infu_jax.train_config import DataConfig, ModelsConfig, ObjectiveConfig, OptimizerConfig
 from tests import random_stack
 from tests.conftest import ROOT
 
@@ -210,6 +210,18 @@ def test_flops():
         share[remat, clip_norm] = counted["executed"] / counted["least"]
     # InfuseNet's own blocks are always computed again, and its whole backward pass where the norm is wanted first.
     assert share["block", None] == share["block"] and share["dots"] < share["dots", None] < share["block", None] < share["block", 1.0] < 2
+
+
+def test_an_identity_loss_decodes():
+    """Of one picture a chip 4 GiB more, ArcFace among them, as the compiler has it (docs/training.md); of several more for each; of a part of them less."""
+
+    def peak(batch, **objective):
+        args = TrainArgs(out=Path("unused"), batch_size=batch, objective=ObjectiveConfig(**objective), data=DataConfig(features=FEATURES))
+        return sum(budget.training(args, training.model_sizes(args), budget._abstract(MeshConfig(fsdp=4)), batch).values()) / 2**30
+
+    assert 3.5 < peak(4, id_weight=1.0) - peak(4) < 5.5
+    assert 25 < peak(8, id_weight=1.0) - peak(8) < 30
+    assert peak(8, id_weight=1.0, id_every=2) - peak(8) == pytest.approx(peak(4, id_weight=1.0) - peak(4), abs=3)
 
 
 def test_gradients_of_one_block():

@@ -33,6 +33,8 @@ FORWARD_WIDTHS, BACKWARD_WIDTHS = 24, 44
 KEPT_WIDTHS = {"offload": 0, "block": 1, "attention": 2, "dots": 11, "none": 23}
 # Full-resolution arrays of the first width that the VAE's decoder holds at once, in float32.
 DECODER_ARRAYS = 5
+# The same with its backward pass, in bfloat16, for the identity loss: of one picture, and of each of several, which compilers lay out less tightly.
+DECODER_KEPT_ARRAYS = 26, 60
 # A part of a chip's memory is left free: the arithmetic is not that exact.
 FREE = 0.05
 
@@ -71,12 +73,13 @@ def sampling(args: SampleArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> 
 def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> Parts:
     """Bytes of one chip in a training step."""
     features = set() if args.data.features == "auto" else set(args.data.features)
-    frozen = [name for name in initial.frozen_names(args, features) if name != "arcface" or "arcface" not in features]
+    frozen = initial.step_names(args, features)
     # In eight bits all but the blocks' kernels stay as they are: half a per cent of FLUX.1, which is left out here.
     size = lambda name: 4 if name == "arcface" else quantize.BYTES if name == "flux" and args.models.base_weights == "int8" else 2  # noqa: E731
     trained = sum(weights(name, sizes, mesh, 4) for name in TRAINED[args.trainable])
     cfg = sizes["flux"]
-    pictures = batch / args.accumulate / _rows(mesh, batch // args.accumulate) / mesh.shape["sequence"]
+    rows = batch / args.accumulate / _rows(mesh, batch // args.accumulate)
+    pictures = rows / mesh.shape["sequence"]
     image = _image_tokens(args.height, args.width)
     tokens = pictures * (image + args.data.t5_length)
     block = 2 * cfg.hidden_size * tokens  # one array of all tokens in bfloat16
@@ -85,6 +88,8 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
         n = sizes["infusenet"].depth + sizes["infusenet"].depth_single_blocks
         # Its own tokens, its residuals and their gradients.
         kept += n * 2 * cfg.hidden_size * pictures * ((image + sizes["resampler"].num_queries) * KEPT_WIDTHS[args.remat] + 2 * image)
+    decoded = max(rows / args.objective.id_every, 1) if args.objective.id_weight else 0
+    decoding = decoded * 2.0 * DECODER_KEPT_ARRAYS[decoded > 1] * args.height * args.width * sizes["autoencoder"].channels[0]
     return {
         "frozen weights": sum(weights(name, sizes, mesh, size(name)) for name in frozen),
         "trained weights": trained,
@@ -92,7 +97,7 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
         "moments": trained * (1 if args.optimizer.kind == "muon" else 2) * (0.5 if args.optimizer.moment_dtype == "bfloat16" else 1),
         "average": trained if args.optimizer.ema_decay is not None else 0.0,
         "gradients": gradients(args, sizes, mesh),
-        "activations": kept + _activations(cfg, tokens, 2, BACKWARD_WIDTHS, mesh),
+        "activations": kept + max(_activations(cfg, tokens, 2, BACKWARD_WIDTHS, mesh), decoding),
     }
 
 

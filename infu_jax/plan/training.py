@@ -19,7 +19,7 @@ from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import TrainArgs
 from infu_jax.plan.weights import placed
 from infu_jax.sharding import batch_sharding, check_heads, check_tokens, make_mesh
-from infu_jax.train_config import TrainConfig
+from infu_jax.train_config import FACE_PLACES, TrainConfig
 
 
 def plan(args: TrainArgs) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
     trained = {name: abstract(name, sizes[name]) for name in training.TRAINED[args.trainable]}
     weights = lambda name: placed(name, sizes[name], mesh, jnp.bfloat16, args.models.base_weights if name == "flux" else "auto")  # noqa: E731
     features = set() if args.data.features == "auto" else set(args.data.features)
-    frozen = {name: weights(name) for name in sorted(initial.frozen_names(args, features)) if name != "arcface" or "arcface" not in features}
+    frozen = {name: weights(name) for name in sorted(initial.step_names(args, features))}
     state = training.abstract_state(args, trained, mesh)
     shapes = batch_shapes(args, sizes, features)
     batch = {k: jax.ShapeDtypeStruct((args.batch_size, *shape), dtype, sharding=batch_sharding(mesh, args.batch_size)) for k, (shape, dtype) in shapes.items()}
@@ -81,7 +81,7 @@ def batch_shapes(args: TrainArgs, sizes: dict[str, Any], features: set[str]) -> 
     vae = sizes["autoencoder"]
     latent = (args.height // vae.downscale, args.width // vae.downscale, vae.z_channels)
     pixels, crop = (args.height, args.width, 3), (sizes["arcface"].image_size,) * 2 + (3,)
-    shapes = {"id_keep": ((), "bool")} | ({"face_box": ((4,), "float32")} if args.objective.face_weight != 1 else {})
+    shapes = {"id_keep": ((), "bool")} | {name: (FACE_PLACES[name], "float32") for name in args.objective.faces}
     shapes |= {"latent_mean": (latent, "float32"), "latent_logvar": (latent, "float32")} if "latents" in features else {"pixels": (pixels, "uint8")}
     shapes |= {"control_mean": (latent, "float32"), "control_logvar": (latent, "float32")} if "control" in features else {"control": (pixels, "uint8")}
     shapes |= {"txt": ((args.data.t5_length, sizes["t5"].d_model), "float16")} if "t5" in features else {"t5_ids": ((args.data.t5_length,), "int32")}

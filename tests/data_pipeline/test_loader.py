@@ -36,9 +36,9 @@ def load(tokenizers):
     """Opens loaders, and closes them."""
     opened = []
 
-    def load(*paths, batch_size=2, seed=0, process=(0, 1), tokens=True, face_boxes=False, **settings):
+    def load(*paths, batch_size=2, seed=0, process=(0, 1), tokens=True, faces=(), **settings):
         cfg = dataclasses.replace(SMALL, paths=tuple(map(str, paths)), **settings)
-        given = (tokenizers if tokens else {}) | {"face_boxes": face_boxes}
+        given = (tokenizers if tokens else {}) | {"faces": faces}
         opened.append(open_loader(cfg, batch_size=batch_size, seed=seed, process_index=process[0], process_count=process[1], **given))
         return opened[-1]
 
@@ -119,15 +119,15 @@ def test_shapes_and_types_are_those_of_the_example(load, dataset):
     assert seen == set(loader.buckets) and len(seen) > 1
 
 
-def test_face_boxes(load, dataset, with_features):
+def test_where_faces_are(load, dataset, with_features):
     """Of pictures and of features, in pixels of the bucket; the rest of a batch is as it is without them."""
     for path, more in ((dataset, {}), (with_features[0], {"tokens": False})):
-        plain, loader, records = load(path, **more), load(path, face_boxes=True, **more), open_records(path, "train")
+        plain, loader, records = load(path, **more), load(path, faces=("face_box", "face_points"), **more), open_records(path, "train")
         for step in range(loader.steps_per_epoch()):
             batch, bucket = dict(loader.dataset[step]), loader.bucket_of(step)
-            boxes = batch.pop("face_box")
+            boxes, points = batch.pop("face_box"), batch.pop("face_points")
             assert_same(batch, plain.dataset[step])
-            for box, number in zip(boxes, batch["record"]):
+            for box, five, number in zip(boxes, points, batch["record"]):
                 record = records[number]
                 how = transforms.fit(record.target_size, bucket, record.target_keypoints, record.target_face)
                 left, top, right, bottom = record.target_face / how.reduction
@@ -135,6 +135,8 @@ def test_face_boxes(load, dataset, with_features):
                 expected = [(left - how.box[0]) * scale[0], (top - how.box[1]) * scale[1], (right - how.box[0]) * scale[0], (bottom - how.box[1]) * scale[1]]
                 np.testing.assert_allclose(box, expected, atol=1e-3)
                 assert box.dtype == np.float32 and box[0] < box[2] and box[1] < box[3]
+                np.testing.assert_allclose(five, (record.target_keypoints / how.reduction - how.box[:2]) * scale, atol=1e-3)
+                assert five.dtype == np.float32
 
 
 def lots(count=20000, captions=(), seed=0, **settings):

@@ -21,15 +21,22 @@ def args(**changes):
 
 
 @pytest.mark.parametrize(
-    ("features", "face_weight"), [((), 1.0), (("latents", "control", "t5", "clip", "arcface"), 1.0), (("control", "clip"), 1.0), (("latents", "clip"), 4.0)]
+    ("features", "objective"),
+    [
+        ((), {}),
+        (("latents", "control", "t5", "clip", "arcface"), {"id_weight": 0.5}),
+        (("control", "clip"), {}),
+        (("latents", "clip"), {"face_weight": 4.0, "id_weight": 1.0}),
+    ],
 )
-def test_batches_are_the_loaders(featured, features, face_weight):
+def test_batches_are_the_loaders(featured, features, objective):
+    objective = ObjectiveConfig(**objective)
     data = DataConfig(paths=(str(featured),), resolution=64, bucket_step=16, t5_length=16, max_aspect=1.0, features=features)
     tokenizers = dict(t5_tokenizer=load_t5_tokenizer(FLUX / "tokenizer_2"), clip_tokenizer=load_clip_tokenizer(FLUX / "tokenizer"))
-    with open_loader(data, batch_size=4, seed=0, face_boxes=face_weight != 1, **tokenizers) as loader:
+    with open_loader(data, batch_size=4, seed=0, faces=objective.faces, **tokenizers) as loader:
         [(height, width)] = loader.buckets
         found = {k: (x.shape[1:], str(x.dtype)) for k, x in loader.example((height, width)).items() if k not in ("record", "epoch")}
-    asked = args(data=data, height=height, width=width, objective=ObjectiveConfig(face_weight=face_weight))
+    asked = args(data=data, height=height, width=width, objective=objective)
     assert plan.batch_shapes(asked, plan.model_sizes(asked), set(features)) == found
 
 

@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
-from infu_jax import checkpoint, flow, initial, latents, objective, optimizer, sampler, training
+from infu_jax import checkpoint, flow, identity_loss, initial, latents, objective, optimizer, sampler, training
 from infu_jax.checkpoint import abstract, param_shapes, params_of, with_params
-from infu_jax.config import AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
+from infu_jax.config import ArcFaceConfig, AutoencoderConfig, FluxConfig, InfuseNetConfig, ResamplerConfig
 from infu_jax.errors import InputError
+from infu_jax.face import ARCFACE_POINTS
+from infu_jax.models.arcface import ArcFace
 from infu_jax.models.flux import rope
 from infu_jax.sharding import RULES, batch_part, batch_sharding, make_mesh, param_shardings
 from infu_jax.train_config import ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -56,6 +60,12 @@ def config(**changes):
     return TrainConfig(out=Path("unused"), batch_size=8, steps=100, optimizer=adamw, **changes)
 
 
+def arcface(mesh):
+    """Of random weights, for crops of 16 pixels."""
+    module = ArcFace(ArcFaceConfig(widths=(8, 8), units=(1, 1), embedding_dim=24, image_size=16, se_reduction=2), rngs=nnx.Rngs(0))
+    return jax.device_put(module, NamedSharding(mesh, PartitionSpec()))
+
+
 def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
     """(losses, state, frozen models) after some steps from the same start."""
     cfg = config(**changes)
@@ -63,6 +73,7 @@ def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
     trained = {name: model(name, mesh, zero_outputs) for name in names}
     frozen = {name: model(name, mesh) for name in (("autoencoder",) if cfg.trainable == "base" else ("autoencoder", "flux"))}
     shapes = training.abstract_state(cfg, trained, mesh)
+    frozen |= {"arcface": arcface(mesh)} if cfg.objective.id_weight else {}
     losses, data = [], data or batch(mesh)
     with jax.set_mesh(mesh):
         state = training.init_state(cfg, {name: params_of(module) for name, module in trained.items()}, shapes)
@@ -160,6 +171,80 @@ def test_the_face_weighs_more(alone):
     assert abs(only[0] - only[1]) > 0.01 * same[0]
     with pytest.raises(InputError, match="face_weight is 0"):
         ObjectiveConfig(face_weight=0.0)
+
+
+def faces(mesh):
+    """The batch, with identities of length 1 and faces that fill its pictures of 16 pixels, each a little elsewhere."""
+    data = batch(mesh)
+    points = ARCFACE_POINTS / 7 + np.random.default_rng(2).standard_normal((8, 5, 2)) * [0.3, 0.3]
+    who = data["id_embedding"] / jnp.linalg.norm(data["id_embedding"], axis=1, keepdims=True)
+    return {**data, "id_embedding": who, "face_points": jax.device_put(points.astype(np.float32), batch_sharding(mesh, 8))}
+
+
+@pytest.fixture(scope="module")
+def with_faces():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return run(mesh, 3, data=faces(mesh), objective=ObjectiveConfig(id_weight=0.5))[0]
+
+
+@pytest.mark.parametrize(("sizes", "accumulate", "in_backward"), [((2, 2, 2), 1, False), ((1, 8, 1), 1, False), ((2, 2, 1), 2, False), ((2, 2, 2), 1, True)])
+def test_meshes_agree_with_an_identity_loss(with_faces, sizes, accumulate, in_backward):
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    more = dict(accumulate=accumulate, optimizer={"in_backward": in_backward}, objective=ObjectiveConfig(id_weight=0.5))
+    np.testing.assert_allclose(run(mesh, 3, data=faces(mesh), **more)[0], with_faces, rtol=1e-5)
+
+
+def test_the_identity_counts(alone, with_faces):
+    """The loss is the velocity's plus the weighted mean of 1 - cosine, where the identity was not dropped; every second picture stands for two."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    data, cfg = faces(mesh), config(objective=ObjectiveConfig(id_weight=0.5))
+    models = {name: model(name, mesh) for name in CONFIGS} | {"arcface": arcface(mesh)}
+    draws = objective.draw(jax.random.fold_in(jax.random.key(0), 0), (8, 8, 8, 16), cfg.objective, SCHEDULE)
+    given = objective.encode(models, data, draws, jnp.float32)
+    found = objective.losses(models, given, draws, cfg, jnp.float32)
+    np.testing.assert_allclose(found.total.mean(), with_faces[0], rtol=1e-5)
+
+    z, _ = objective.interpolated(given, draws)
+    told = objective.conditions(models, given, 8, 8, cfg, cfg.objective.guidance, jnp.float32)
+    velocity, _ = sampler.velocity(models["flux"], models["infusenet"], z, draws.t, told, jnp.float32)
+    painted = models["autoencoder"].decode(latents.unpack(z - draws.t[:, None, None] * velocity, 8, 8))
+    seen = models["arcface"](identity_loss.align(painted, data["face_points"], 16))
+    expected = (1 - draws.t) * jnp.where(data["id_keep"], 1 - (seen * data["id_embedding"]).sum(1), 0)
+    np.testing.assert_allclose(found.identity, expected, atol=2e-6)
+    assert 0.1 < float(expected.max()) and not np.asarray(found.identity)[~np.asarray(data["id_keep"])].any()
+    plain = objective.losses(models, given._replace(face_points=None), draws, cfg, jnp.float32)
+    assert plain.identity is None
+    np.testing.assert_allclose(found.total, plain.total + 0.5 * expected, rtol=1e-5)
+
+    half = objective.losses(models, given, draws, config(objective=ObjectiveConfig(id_weight=0.5, id_every=2)), jnp.float32)
+    np.testing.assert_allclose(half.identity, np.where(np.arange(8) % 2, 0, 2 * expected), atol=4e-6)
+    np.testing.assert_allclose(half.total, plain.total + 0.5 * half.identity, rtol=1e-5)
+
+
+def test_faces_become_like_their_identities():
+    """The same steps with the identity loss end nearer to the identities than without."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    ends = []
+    for weight in (1e-9, 3.0):
+        cfg = ObjectiveConfig(id_weight=weight)
+        _, state, frozen = run(mesh, 40, data=faces(mesh), objective=cfg, optimizer={"learning_rate": 3e-3})
+        models = {**frozen, **{name: with_params(abstract(name, CONFIGS[name]), state.params[name]) for name in state.params}}
+        draws = objective.draw(jax.random.key(9), (8, 8, 8, 16), cfg, SCHEDULE)
+        given = objective.encode(models, faces(mesh), draws, jnp.float32)
+        ends.append(float(objective.losses(models, given, draws, config(objective=cfg), jnp.float32).identity.mean()))
+    print("identity loss without and with", ends)
+    assert ends[1] < 0.8 * ends[0]
+
+
+def test_bad_settings_of_the_identity_loss():
+    for made, message in (
+        (lambda: ObjectiveConfig(id_weight=-1.0), "id_weight is -1.0"),
+        (lambda: ObjectiveConfig(id_every=0), "id_every is 0"),
+        (lambda: config(objective=ObjectiveConfig(id_every=3)), "id_every 3 does not divide"),
+        (lambda: config(trainable="base", objective=ObjectiveConfig(id_weight=1.0)), "needs trainable infusenet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made()
 
 
 def test_a_new_infusenet_changes_nothing():
