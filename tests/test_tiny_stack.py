@@ -112,5 +112,5 @@ def test_it_paints_the_person_of_the_photo(trained):
                 own.append(alike.pop(name))
                 others.extend(alike.values())
     assert len(own) >= 10, "a face is found in most of 12 pictures"
-    assert np.mean(own) > np.mean(others) + 0.2  # 0.41 and 0.02; two drawings of one person have 0.61
+    assert np.mean(own) > np.mean(others) + 0.2  # 0.63 and -0.01; two drawings of one person have 0.61
     assert sum(nearest) >= 10, "most pictures are nearest to their own photo"  # 11 of 12

@@ -32,6 +32,7 @@ class Sizes:
     base_steps: int
     stage1_steps: int
     stage2_steps: int
+    stage2_id_steps: int  # after them, with an identity loss
     batch_size: int  # of the base; InfuseNet takes half
     spms_photos: int  # people whose pictures are synthesised
     spms_pictures: int  # of each, before the gates
@@ -68,6 +69,7 @@ FULL = Sizes(
     base_steps=3000,
     stage1_steps=2500,
     stage2_steps=1000,
+    stage2_id_steps=2000,
     batch_size=64,
     spms_photos=600,
     spms_pictures=16,
@@ -92,6 +94,7 @@ GPU = replace(
     base_steps=8000,
     stage1_steps=8000,
     stage2_steps=2000,
+    stage2_id_steps=4000,
     batch_size=256,
     spms_photos=1500,
     encoded=256,
@@ -121,6 +124,7 @@ SMOKE = Sizes(
     base_steps=4,
     stage1_steps=4,
     stage2_steps=4,
+    stage2_id_steps=4,
     batch_size=16,
     spms_photos=16,
     spms_pictures=4,

@@ -68,7 +68,7 @@ def finish(out: Path, begun: Path, trained: Mapping[str, Path], told: Mapping[st
     """The whole stack: the folders of `begun` with what these runs trained, by the name of their stage, in bfloat16, and provenance.json."""
     shutil.copytree(begun, out)
     base, infu = out / "FLUX.1-tiny", out / "InfiniteYou-tiny"
-    infuse = trained.get("stage2") or trained.get("stage1")
+    infuse = trained.get("stage2_id") or trained.get("stage2") or trained.get("stage1")
     scaled = checkpoint.load_model(base, "autoencoder").cfg  # with the scale of latents, which no training changes
     for place, run, name, dtype in (
         (base / "transformer", trained.get("base"), "flux", "bfloat16"),

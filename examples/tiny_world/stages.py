@@ -36,8 +36,8 @@ STAND_IN = (
     "--gates.max-similarity", 1, "--gates.max-yaw", 90, "--gates.max-pitch", 90, "--gates.max-roll", 90,
 )  # fmt: skip
 SIZE = ("--width", 128, "--height", 128, "--t5-length", 56)
-INFUSENET = {"stage1", "stage2", "stage2_single"}
-TRAINED = ("autoencoder", "decoder", "recogniser", "base", *sorted(INFUSENET))
+INFUSENET = ("stage1", "stage2_single", "stage2", "stage2_id")
+TRAINED = ("autoencoder", "decoder", "recogniser", "base", *INFUSENET)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ class World:
         return self.out / name if runs.is_run(self.out / name) else None
 
     @property
+    def infusenets(self) -> dict[str, Path]:
+        """The InfuseNets that are there, the furthest trained last: that of the given stack, `given`, and the runs."""
+        given = {} if self.given is None else {"given": self.given / "InfiniteYou-tiny"}
+        return given | {name: run for name in INFUSENET if (run := self.own(name))}
+
+    @property
     def told(self) -> dict[str, Any]:
         """What the given stack says of itself."""
         return {} if self.given is None else json.loads((self.given / "provenance.json").read_text(encoding="utf-8"))
@@ -93,7 +99,7 @@ class World:
     def steps(self) -> dict[str, int]:
         """How far each model has been trained, those of a given stack included."""
         before, here = self.told.get("steps", {}), {name: int(runs.newest(run).name) for name in TRAINED if (run := self.own(name))}
-        if here.keys() & INFUSENET:
+        if here.keys() & set(INFUSENET):
             before = {name: count for name, count in before.items() if name not in INFUSENET}
         return before | here | {name: before.get(name, 0) + here[name] for name in ("decoder", "base") if name in here}
 
@@ -205,14 +211,19 @@ def synthesis(world: World) -> None:
 
 
 def stage2(world: World) -> None:
-    """The paper's stage 2, and its ablation: the same synthetic pictures, each its own identity."""
-    for name, pairing in (("stage2", "spms"), ("stage2_single", "spss")):
-        options = ("--data.paths", world.data("spms"), "--data.pairing", pairing, "--models.init", world.out / "stage1", *_frozen(world))
-        _train(world, "stage2", world.sizes.stage2_steps, world.sizes.batch_size // 2, *options, out=world.out / name)
+    """The paper's stage 2; its ablation, the same synthetic pictures, each its own identity; and stage 2 further with an identity loss."""
+    steps = world.sizes.stage2_steps
+    for name, pairing, recipe, begun, count in (
+        ("stage2", "spms", "stage2", "stage1", steps),
+        ("stage2_single", "spss", "stage2", "stage1", steps),
+        ("stage2_id", "spms", "stage2_id", "stage2", world.sizes.stage2_id_steps),
+    ):
+        options = ("--data.paths", world.data("spms"), "--data.pairing", pairing, "--models.init", world.out / begun, *_frozen(world))
+        _train(world, recipe, count, world.sizes.batch_size // 2, *options, out=world.out / name)
 
 
 def evaluation(world: World) -> None:
-    """All models on people and prompts never seen."""
+    """All models that are there, on people and prompts never seen."""
     from examples.tiny_world import table
 
     table.make(world)
@@ -221,7 +232,7 @@ def evaluation(world: World) -> None:
 def release(world: World) -> None:
     """The trained stack in the release's layout, as it is embedded in the package: copy its contents over infu_jax/assets/tiny.
 
-    InfuseNet is that of stage 2, or of stage 1 where there is no stage 2 yet, or missing.
+    InfuseNet is the newest there is: that of stage 2 with an identity loss, that of stage 2, of stage 1, or none.
     """
     from examples.tiny_world import stack
     from infu_jax.cli import appearing

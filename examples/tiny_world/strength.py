@@ -1,4 +1,4 @@
-"""How strongly InfuseNet speaks: likeness and obedience at several scales and windows of the full model."""
+"""How strongly InfuseNet speaks: likeness and obedience at several scales and windows of the furthest trained model."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.records import open_records
 from examples.tiny_world import __main__ as command
-from examples.tiny_world import classifier, prompts, scoring, sizes, stack, stages
+from examples.tiny_world import classifier, prompts, scoring, sizes, stack, stages, table
 from examples.tiny_world.colourfulness import Colourfulness
 from infu_jax import checkpoint, recipes
 from infu_jax.assets import TINY
@@ -43,7 +43,12 @@ def test_every_stage_leaves_its_result(world):
     for model in ("FLUX.1-tiny/transformer", "FLUX.1-tiny/vae", "InfiniteYou-tiny/InfuseNetModel", "InfiniteYou-tiny/image_proj_model.bin"):
         assert describe(out / "release" / model)[1], model
     table = (out / "evaluation" / "table.md").read_text()
-    models = ("base alone", *(name + points for name in ("stage 1", "stage 2 on single samples", "full (SPMS)") for points in ("", " with keypoints")))
+    trained = ("stage 1", "stage 2 on single samples", "full (SPMS)", "full and identity loss")
+    models = (
+        "base alone",
+        *(name + points for name in trained for points in ("", " with keypoints")),
+        "full and identity loss with keypoints, last step the base's",
+    )
     assert table.splitlines()[0] == f"|  | {' | '.join(models)} | other photos of them |"
     told = {
         name: {"control" in read_recipe(path) for path in (out / "evaluation" / name / "pictures").glob("*/*.png")}
@@ -55,12 +60,14 @@ def test_every_stage_leaves_its_result(world):
 
 
 def test_the_frozen_stay_frozen_and_the_trained_move(world):
-    """Stage 2 went on from stage 1; the release has what it made, rounded to bfloat16."""
+    """Stage 2 went on from stage 1, and with an identity loss from there; the release has what that made, rounded to bfloat16."""
     out, _ = world
-    one, two = (checkpoint.params_of(checkpoint.load_model(out / run, "infusenet")) for run in ("stage1", "stage2"))
-    assert any(np.abs(np.asarray(one[k]) - np.asarray(two[k])).max() > 0 for k in one)
+    one, two, three = (checkpoint.params_of(checkpoint.load_model(out / run, "infusenet")) for run in ("stage1", "stage2", "stage2_id"))
+    for before, after in ((one, two), (two, three)):
+        assert any(np.abs(np.asarray(before[k]) - np.asarray(after[k])).max() > 0 for k in before)
+    assert any("id_loss" in line for line in (out / "stage2_id" / "log.jsonl").read_text().splitlines())
     released = checkpoint.params_of(checkpoint.load_model(out / "release" / "InfiniteYou-tiny", "infusenet", dtype="float32"))
-    for name, value in two.items():
+    for name, value in three.items():
         np.testing.assert_allclose(np.asarray(released[name]), np.asarray(value), rtol=2**-8, atol=1e-30, err_msg=name)
 
 
@@ -127,6 +134,37 @@ def test_over_a_given_stack(world, tmp_path):
     assert len(files) > 12 and changed == {"transformer", "InfuseNetModel", "InfiniteYou-tiny"}  # the last for image_proj_model.bin
     meta = json.loads((again / "base" / "run.json").read_text())["settings"]
     assert meta["models.transformer"] == str(given / "FLUX.1-tiny" / "transformer") and meta["models.base_from_scratch"] is False
+
+
+def test_the_table_has_the_models_that_are_there(world, tmp_path, monkeypatch):
+    """With a given stack its own InfuseNet too; the base is shown by any; strengths are the furthest trained model's; and nothing is a mistake."""
+    out, asked = tmp_path / "world", []
+
+    def evaluate(*arguments):
+        said = dict(zip(arguments[::2], arguments[1::2]))
+        asked.append((said["--name"], said["--infu"], said["--conditioning-scale"], said["--guidance-end"], "--controls" in said))
+
+    monkeypatch.setattr(table, "evaluate", evaluate)
+    monkeypatch.setattr(table, "judged", lambda world, models, *_: f"{models}")
+    monkeypatch.setattr(table.strength, "table", lambda world, run, *_: str(run))
+    with pytest.raises(InputError, match="has no InfuseNet to look at"):
+        table.make(stages.World(out, sizes.SMOKE))
+    assert not out.exists()
+    given = world[0] / "release"
+    table.make(stages.World(out, sizes.SMOKE, given))
+    released = given / "InfiniteYou-tiny"
+    last = "given with keypoints, last step the base's"
+    expected = [("base alone", 0.0, 1.0, False), ("given", 1.0, 1.0, False), ("given with keypoints", 1.0, 1.0, True), (last, 1.0, 0.95, True)]
+    assert asked == [(name, released, *how) for name, *how in expected]
+    assert (out / "evaluation" / "strength.md").read_text() == str(released)
+
+    asked.clear()
+    for run in ("stage2", "stage1"):
+        (out / run).symlink_to(world[0] / run)
+    table.make(stages.World(out, sizes.SMOKE, given))
+    names = ("base alone", "given", "given with keypoints", last, "stage 1", "stage 1 with keypoints", "full (SPMS)", "full (SPMS) with keypoints")
+    assert tuple(name for name, *_ in asked) == names and (out / "evaluation" / "table.md").read_text() == str(list(names))
+    assert asked[0][1] == asked[-1][1] == out / "stage2" and (out / "evaluation" / "strength.md").read_text() == str(out / "stage2")
 
 
 def test_only_a_stack_can_be_given(tmp_path):
