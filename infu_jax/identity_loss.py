@@ -1,6 +1,6 @@
 """Identity loss: how unlike a person the face is in the picture that a predicted velocity leads to.
 
-Not in the paper, whose objective is the velocity's error alone (section 3.4). PuLID (arXiv 2404.16022, section 3.3) compares the faces of pictures
+Not in the paper, whose objective is the velocity's error alone (section 3.4). PuLID (arXiv 2404.16022) compares the faces of pictures
 sampled in a few steps; here the picture is the prediction of one, so that a training step has no loop of samplings in it.
 """
 
@@ -25,7 +25,7 @@ def identity_loss(
 
     x0: latents; they are decoded in `dtype`. points: where the faces are, in pixels of the picture.
     """
-    images = vae.decode(x0.astype(dtype)).astype(jnp.float32).clip(BLACK, 1)  # as when saved: else faces become whiter than white
+    images = vae.decode(x0.astype(dtype)).astype(jnp.float32).clip(BLACK, 1)  # as when saved: beyond white and black nothing is gained
     made = arcface(align(images, points, arcface.cfg.image_size)).astype(jnp.float32)
     return ((id_embedding - made) * id_embedding).sum(1)
 

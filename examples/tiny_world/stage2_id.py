@@ -2,7 +2,7 @@
 
     python train.py examples/tiny_world/stage2_id.py
 
-Needs what `python -m examples.tiny_world` made before it. Hardware: two CPU cores, about three quarters of an hour.
+Needs what `python -m examples.tiny_world` made before it. Hardware: two CPU cores, about half an hour.
 Expected result: docs/tiny_world.md.
 """
 
@@ -21,6 +21,6 @@ def get_config() -> TrainConfig:
         models=dataclasses.replace(recipe.models, init=base.WORLD / "stage2"),
         accumulate=1,  # convolutions in a loop, here the decoder's, take a CPU ten times as long
         objective=dataclasses.replace(recipe.objective, id_weight=1.0, id_every=4),
-        # Averaged over longer: likeness and prompt were both better in the mean of two checkpoints (docs/tiny_world.md).
+        # Averaged over longer: the mean of two checkpoints had more of the prompt than the later one, and as many known people (docs/tiny_world.md).
         optimizer=dataclasses.replace(recipe.optimizer, ema_decay=0.998),
     )
