@@ -207,7 +207,7 @@ def test_the_identity_counts(alone, with_faces):
     z, _ = objective.interpolated(given, draws)
     told = objective.conditions(models, given, 8, 8, cfg, cfg.objective.guidance, jnp.float32)
     velocity, _ = sampler.velocity(models["flux"], models["infusenet"], z, draws.t, told, jnp.float32)
-    painted = models["autoencoder"].decode(latents.unpack(z - draws.t[:, None, None] * velocity, 8, 8))
+    painted = models["autoencoder"].decode(latents.unpack(z - draws.t[:, None, None] * velocity, 8, 8)).clip(-1, 1)
     seen = models["arcface"](identity_loss.align(painted, data["face_points"], 16))
     expected = (1 - draws.t) * jnp.where(data["id_keep"], 1 - (seen * data["id_embedding"]).sum(1), 0)
     np.testing.assert_allclose(found.identity, expected, atol=2e-6)
