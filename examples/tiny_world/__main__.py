@@ -42,8 +42,8 @@ class Args:
     only: Stage | None = None
     """Run this stage alone; what comes before it must be there."""
     given: Path | None = None
-    """A stack, as the stage release writes it: its recogniser, autoencoder and base model are taken, and not trained. `--only base` and
-    `--only decoder` train these further, `--only recogniser` makes another one."""
+    """A stack, as the stage release writes it: its recogniser, autoencoder and base model are taken, and not trained, and evaluation looks at its
+    InfuseNet too. `--only base` and `--only decoder` train these further, `--only recogniser` makes another one."""
 
 
 def main() -> None:

@@ -194,7 +194,7 @@ def test_meshes_agree_with_an_identity_loss(with_faces, sizes, accumulate, in_ba
     np.testing.assert_allclose(run(mesh, 3, data=faces(mesh), **more)[0], with_faces, rtol=1e-5)
 
 
-def test_the_identity_counts(alone, with_faces):
+def test_the_identity_counts(with_faces):
     """The loss is the velocity's plus the weighted mean of 1 - cosine, where the identity was not dropped; every second picture stands for two."""
     mesh = make_mesh(devices=jax.devices()[:1])
     data, cfg = faces(mesh), config(objective=ObjectiveConfig(id_weight=0.5))
