@@ -50,12 +50,14 @@ def kept(primitive: Any, *_, **params) -> bool:
 
 
 def _cudnn_has(q: jax.Array) -> bool:
-    """Whether this process's GPUs have cuDNN's flash attention for such queries: from Ampere on, of 16 bits and heads of up to 128.
+    """Whether the GPUs have cuDNN's flash attention for such queries: from Ampere on, of 16 bits and heads of up to 128.
 
     JAX would raise for any other, and does not choose by itself.
     """
-    capability = getattr(jax.devices()[0], "compute_capability", "")  # "9.0"; AMD's have names, CPUs and TPUs have none
-    ampere = capability[:1].isdigit() and float(capability) >= 8
+    here = jax.devices()[0]
+    capability = getattr(here, "compute_capability", "")  # "9.0"; AMD's have names
+    # Where there is no GPU, the program is for one that `infu_jax.plan` knows. It knows none before Ampere.
+    ampere = here.platform != "gpu" or (capability[:1].isdigit() and float(capability) >= 8)
     return ampere and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
 
 

@@ -21,7 +21,7 @@ from tests.conftest import assert_close
 def pretend(monkeypatch, where, capability):
     """That programs are for another platform; a GPU has this capability."""
     monkeypatch.setattr(attention, "platform", lambda: where)
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu", compute_capability=capability)])
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
 

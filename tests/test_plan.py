@@ -1,4 +1,5 @@
-"""The plan's counts against arrays and programs of the tiny stack on simulated devices. Compiling for a TPU needs libtpu, which is not installed here."""
+"""The plan's counts against arrays and programs of the tiny stack on simulated devices. Compiling for a TPU needs libtpu, for GPUs JAX's CUDA
+plugin, which are not part of the `dev` extra."""
 
 import dataclasses
 import json
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from infu_jax import checkpoint, flops, quantize
 from infu_jax.checkpoint import params_of
 from infu_jax.config import FluxConfig, MeshConfig, SamplingConfig
 from infu_jax.errors import InputError
-from infu_jax.plan import budget, chips, report, sampling, training
+from infu_jax.plan import budget, chips, gpus, report, sampling, training
 from infu_jax.plan.collectives import collective_bytes
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import make_mesh
@@ -91,6 +93,24 @@ ENTRY %main (a: f32[2]) -> f32[2] {
   %loop = (s32[], bf16[8,128]) while(%t), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
+
+
+GPU_HLO = """
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %g = ((bf16[6,384]{0,1}, bf16[24,384]{1,0}), (bf16[6,3072]{0,1}, bf16[24,3072]{1,0})) all-gather-start(%a, %b), replica_groups={{0,1,2,3,4,5,6,7}}
+  %gd = (bf16[6,3072]{0,1}, bf16[24,3072]{1,0}) all-gather-done(%g)
+  %s = ((f32[6,3072]{0,1}), f32[6,384]{0,1}) reduce-scatter-start(%c), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %t = ((bf16[8,1,160]{2,1,0}), bf16[8,1,160]{2,1,0}) all-to-all-start(%d), replica_groups={{0,1,2,3,4,5,6,7}}
+  %r = f32[8,8]{1,0} all-reduce-start(%e), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+"""
+
+
+def test_collectives_as_a_gpu_writes_them():
+    """Each begins with operands and results in one shape, several of them where XLA has combined some."""
+    gathered, scattered, all_to_all, reduced = 30 * 3072 * 2, 6 * 3072 * 4, 8 * 160 * 2, 64 * 4
+    expected = {"all-gather": gathered, "reduce-scatter": scattered, "all-to-all": all_to_all, "all-reduce": 2 * reduced}
+    assert collective_bytes(GPU_HLO) == {kind: size * 7 // 8 for kind, size in expected.items()}
 
 
 def test_collectives_as_a_tpu_writes_them():
@@ -261,6 +281,49 @@ def test_choices():
     assert math.prod(dataclasses.astuple(next(budget.meshes(FluxConfig(), 12)))) == 12
 
 
+# GPUs ---------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_described():
+    """What the compiler is told of each; cuDNN's attention needs compute capability 8 (`attention._cudnn_has`)."""
+    for kind, gpu in gpus.GPUS.items():
+        text = gpus.target_config(gpu)
+        assert gpus.named(f"{kind}:8") and text.count("{") == text.count("}") and float(gpu.capability) >= 8
+        assert f"core_count: {gpu.multiprocessors}\n" in text and f"major: {gpu.capability.partition('.')[0]} " in text
+        assert flops.peak(gpu.name) > 1e14 and gpus.memory_gib(gpu.name) == gpu.memory_gib - gpus.CONTEXT_GIB
+    assert not gpus.named("v5p:2x2x1")
+
+
+def test_attention_on_gpus_is_computed_again_once():
+    """In the backward pass; TPUs do three of the four products' halves again."""
+    sizes = training.model_sizes(train_args())
+    more = []
+    for changes in (dict(topology="h100:8"), dict(gpu_gib=48.0), dict(topology="v5p:2x2x1")):
+        counted = budget.training_flops(train_args(remat="none", **changes), sizes, 8)
+        more.append(counted["executed"] - counted["least"])
+    assert more[0] == more[1] == pytest.approx(more[2] / 3)
+
+
+@pytest.mark.parametrize(("args", "module"), [(sample_args(offload=True, everything=True), sampling), (train_args(remat="offload"), training)])
+def test_host_memory_of_absent_gpus(args, module, monkeypatch):
+    monkeypatch.setattr(chips, "devices", lambda topology: [SimpleNamespace(platform="gpu")])
+    with pytest.raises(InputError, match="JAX does not compile what uses host memory; "):
+        module.plan(args)
+
+
+def test_compiled_for_gpus(tmp_path):
+    """The real step and loop with cuDNN's attention, on two GPUs."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="JAX's CUDA plugin is not installed")
+    tiny = ("--base", str(FLUX), "--infu", str(INFU), "--width", "64", "--height", "80", "--t5-length", "24")
+    found = json.loads(plan("sample", "--topology", "l40s:2", "--mesh.tensor", "2", "--offload", "--json", "-", *tiny).stdout)
+    assert not found["estimate"] and found["fits"] and found["room_gib"] == pytest.approx(43.9) and found["collective_bytes"]["all-reduce"] > 0
+    models = ("--models.base", str(FLUX), "--models.arcface", str(INFU / "recognition_arcface_ir_se50.pth"), "--models.infusenet-blocks", "1", "2")
+    step = ("configs/infu_stage1.py", "--topology", "h100:1x2", "--batch-size", "2", "--height", "64", "--width", "64", "--data.features", *FEATURES)
+    done = plan(*step, "--json", "-", *models)
+    found = json.loads(done.stdout)
+    assert found["mesh"]["fsdp"] == 2 and found["collective_bytes"]["reduce-scatter"] > 0 and 0 < found["peak_gib"] < 1
+
+
 # The command --------------------------------------------------------------------------------------
 
 
@@ -282,7 +345,11 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sample", "--topology", "v0:1x1"], "topology v0:1x1: .*expected such as v5p:2x2x1 or v6e:4x4, and libtpu installed"),
+        (
+            ["sample", "--topology", "v0:1x1"],
+            "topology v0:1x1: .*expected such as v5p:2x2x1 or v6e:4x4, and libtpu installed, or such as h100:8, of a100-40gb, ",
+        ),
+        (["sample", "--topology", "h100:0"], "topology h100:0: expected how many GPUs after h100:, such as h100:8, or h100:2x8"),
         (["sample", "--width", "100"], "size is 100x1152"),
         (["sample", "--json", "no/such/folder/plan.json"], "no/such/folder"),
         ([], "the first argument is the recipe"),

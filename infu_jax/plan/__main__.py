@@ -1,13 +1,14 @@
-"""What a training step or a picture takes of each chip of a TPU that need not be there: the real program, compiled for it.
+"""What a training step or a picture takes of each chip of a TPU, or of each GPU, that need not be there: the real program, compiled for it.
 
     python -m infu_jax.plan configs/infu_stage1.py --topology v5p:2x2x1 --batch-size 4
     python -m infu_jax.plan configs/infu_stage1.py --topology v6e:4x4 --choose --json plan.json
-    python -m infu_jax.plan configs/infu_stage1.py --gpu-gib 80
+    python -m infu_jax.plan configs/infu_stage1.py --topology h100:8 --batch-size 8 --remat dots
     python -m infu_jax.plan sample --topology v6e:1x1 --width 864 --height 1152 --offload
+    python -m infu_jax.plan sample --topology rtx4090:1 --weights int8 --offload
     python -m infu_jax.plan sample --gpu-gib 48
 
-TPUs need `pip install -e ".[tpu]"`, and no weights or data: models have the sizes of those on disk, or the release's where there are
-none. Memory of a TPU is what the compiler states. Times, meshes that are proposed and everything about GPUs are estimates, and say so.
+TPUs need `pip install -e ".[tpu]"`, GPUs `".[gpu]"`, and no weights or data: models have the sizes of those on disk, or the release's where
+there are none. Memory is what the compiler states. Times, meshes that are proposed and all of `--gpu-gib` are estimates, and say so.
 In training, with `--data.features latents control t5 clip arcface` everything but the transformers has been computed ahead; by default
 nothing has, and all encoders run inside the step.
 """
@@ -38,6 +39,7 @@ def main() -> None:
     if args.json is not None and args.json != Path("-") and not args.json.parent.is_dir():
         raise NotADirectoryError(0, "no such folder", str(args.json.parent))
     os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA warns of what nearly fills a GPU, which the report says
 
     # Imports of JAX come after the checks above, so that --help and mistakes answer at once, and after the variables, which it reads.
     from infu_jax.plan import report, sampling, training

@@ -20,6 +20,7 @@ from infu_jax.config import AutoencoderConfig, FluxConfig, MeshConfig
 from infu_jax.errors import InputError
 from infu_jax.models.flux import MODULATION
 from infu_jax.pipeline import LOOP_STEPS
+from infu_jax.plan import gpus
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import AXES, HEADS, RULES, batch_axes, param_shardings
 from infu_jax.training import TRAINED
@@ -136,15 +137,16 @@ def sampling_flops(args: SampleArgs, sizes: Sizes, batch: int) -> Parts:
 def training_flops(args: TrainArgs, sizes: Sizes, batch: int) -> Parts:
     """FLOPs of one training step: the least that it takes, and what rematerialisation and the attention kernel compute again besides.
 
-    JAX's TPU kernel keeps no weights of the attention: its backward pass takes q k^T twice more and the weights' gradient once more.
+    Kernels keep no weights of the attention: cuDNN's backward pass takes q k^T once more, JAX's for TPUs twice, and the weights' gradient once more.
     """
+    kernel = 0.5 if args.gpu_gib is not None or gpus.named(args.topology) else 1.5
     image, text, ids = _image_tokens(args.height, args.width), args.data.t5_length, sizes["resampler"].num_queries
     infusenet = sizes["infusenet"] if args.trainable == "infusenet" else None
 
     def again(cfg: FluxConfig, tokens: int, remat: str) -> float:
         linear, attention = flops.linear_flops(cfg, image, tokens), flops.attention_flops(cfg, image, tokens)
         whole = linear + attention
-        return {"offload": whole, "block": whole, "attention": linear, "dots": 0.0, "none": 0.0}[remat] + 1.5 * attention
+        return {"offload": whole, "block": whole, "attention": linear, "dots": 0.0, "none": 0.0}[remat] + kernel * attention
 
     more = again(sizes["flux"], text, args.remat)
     if infusenet:

@@ -71,11 +71,12 @@ def _trips(line: str, lines: dict[str, list[str]], trips: Mapping[str, int | flo
 
 def _sent(kind: str, shape: str, line: str, *, started: bool) -> int:
     sizes = [BYTES.get(dtype, 0) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in _SHAPE.findall(shape)]
-    if started and kind in ("all-gather", "collective-permute"):  # (operand, result, ...)
-        size = max(sizes, default=0)
-    else:
-        size = sum(sizes)
     n = _group(line)
+    if started and kind in ("all-gather", "reduce-scatter"):  # (operands, results), of which one is the n-th part of the other
+        return sum(sizes) * (n - 1) // (n + 1)
+    size = sum(sizes)
+    if started and kind in ("collective-permute", "all-to-all"):  # (operand, result, ...)
+        size = max(sizes, default=0) if kind == "collective-permute" else size // 2
     if kind == "collective-permute":
         return size
     if kind == "reduce-scatter":  # what it gives is the n-th part of what goes in

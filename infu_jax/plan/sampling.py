@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from infu_jax import flops, flow, parking, pipeline, programs, sampler
 from infu_jax.checkpoint import open_model, params_of, with_params
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
+from infu_jax.errors import InputError
 from infu_jax.models.flux import MODULATION
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
@@ -25,15 +26,11 @@ from infu_jax.sharding import batch_axes, batch_sharding, check_heads, check_tok
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Every model with abstract arrays that know their sharding, and what of them the loop is given."""
+    """Every model with abstract arrays that know their sharding, what of them the loop is given, and the bytes of them that stay on a chip."""
 
     all: dict[str, nnx.Module]
     in_loop: dict[str, nnx.Module]
-
-    @property
-    def resident(self) -> int:
-        """Bytes that stay on a chip, unless they wait in host memory."""
-        return _resident(list(self.all.values()))
+    resident: int
 
 
 def model_sizes(args: SampleArgs) -> dict[str, Any]:
@@ -45,14 +42,15 @@ def model_sizes(args: SampleArgs) -> dict[str, Any]:
 
 
 def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
-    made = {}
+    made, resident = {}, 0
     for name, cfg in sizes.items():
         parked = lambda path, name=name: args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
         host = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=in_host(a))  # noqa: E731
         module = placed(name, cfg, mesh, args.dtype, args.weights)
         made[name] = with_params(module, {path: host(a) if parked(path) else a for path, a in params_of(module).items()})
+        resident += chips.held([a for path, a in params_of(module).items() if not parked(path)])
     loop = {name: parking.without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
-    return Models(made, loop)
+    return Models(made, loop, resident)
 
 
 def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
@@ -91,11 +89,11 @@ def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Cal
     loop, here = have.in_loop, {name: _come_over(name, model) for name, model in have.all.items()}
     ids = array(batch, settings.t5_length, dtype=jnp.int32), array(batch, pipeline.CLIP_LENGTH, dtype=jnp.int32)
     return {
-        "loop": (lambda: programs.steps().lower(loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
-        "text": (lambda: programs.encode_text.lower(here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
-        "control image": (lambda: programs.encode_control.lower(here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
-        "modulations": (lambda: programs.modulation.lower(here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
-        "decoding": (lambda: programs.decode.lower(here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
+        "loop": (lambda: chips.lower(programs.steps(), loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
+        "text": (lambda: chips.lower(programs.encode_text, here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
+        "control image": (lambda: chips.lower(programs.encode_control, here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
+        "modulations": (lambda: chips.lower(programs.modulation, here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
+        "decoding": (lambda: chips.lower(programs.decode, here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
     }
 
 
@@ -107,6 +105,8 @@ def plan(args: SampleArgs) -> dict[str, Any]:
         counted = budget.sampling_flops(args, sizes, args.batch)
         return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, counted)
     devices = chips.devices(args.topology)
+    if args.offload and args.everything and devices[0].platform == "gpu":
+        raise InputError(f"topology {args.topology}: {chips.NO_HOST}; leave out --everything")
     room = chips.memory_gib(devices[0])
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
     mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)

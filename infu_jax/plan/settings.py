@@ -19,9 +19,9 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 @dataclass(frozen=True)
 class TrainArgs(TrainConfig):
     topology: str = "v5p:2x2x1"
-    """Chips, such as v5p:2x2x1, v6e:4x4, v5e:4x4; v6e:1x1 is one chip."""
+    """Chips, such as v5p:2x2x1, v6e:4x4, v6e:1x1 (one chip), or GPUs: h100:8, or h100:2x8 for two hosts of eight."""
     gpu_gib: float | None = None
-    """Instead of a topology: one GPU with so much memory, by arithmetic alone (an estimate)."""
+    """Instead of a topology: any GPU with so much memory, by arithmetic alone (an estimate)."""
     choose: bool = False
     """Compile the mesh and batch size that the arithmetic prefers, in the place of those in the settings."""
     height: int = 1024
@@ -29,7 +29,7 @@ class TrainArgs(TrainConfig):
     width: int = 1024
     """Width of the pictures."""
     effort: Effort = "quick"
-    """quick compiles several times faster and takes about as much memory; default is what a run does."""
+    """Of a TPU's compiler: quick is several times faster and takes about as much memory; default is what a run does, and always for GPUs."""
     efficiency: float = 0.5
     """Assumed share of the chips' bfloat16 peak, for the estimate of the time."""
     json: OptionalPath = None
@@ -43,9 +43,9 @@ class TrainArgs(TrainConfig):
 @dataclass(frozen=True)
 class SampleArgs:
     topology: str = "v6e:1x1"
-    """Chips, such as v6e:1x1 (one chip), v6e:2x2, v5e:4x4, v5p:2x2x1."""
+    """Chips, such as v6e:1x1 (one chip), v6e:2x2, v5e:4x4, v5p:2x2x1, or GPUs, such as rtx4090:1, l40s:4, h100:8."""
     gpu_gib: float | None = None
-    """Instead of a topology: one GPU with so much memory, by arithmetic alone (an estimate)."""
+    """Instead of a topology: any GPU with so much memory, by arithmetic alone (an estimate)."""
     batch: int = 1
     """Pictures computed at once."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
@@ -66,7 +66,7 @@ class SampleArgs:
     everything: bool = False
     """Compile the programs around the loop too: text encoders, modulations, VAE."""
     effort: Effort = "quick"
-    """quick compiles several times faster and takes about as much memory; default is what a run does."""
+    """Of a TPU's compiler: quick is several times faster and takes about as much memory; default is what a run does, and always for GPUs."""
     efficiency: float = 0.5
     """Assumed share of the chips' bfloat16 peak, for the estimate of the time."""
     json: OptionalPath = None

@@ -29,6 +29,8 @@ def plan(args: TrainArgs) -> dict[str, Any]:
         choice = budget.choose_training(args, sizes, 1, args.gpu_gib * chips.GIB)
         return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, budget.training_flops(args, sizes, choice.batch))
     devices = chips.devices(args.topology)
+    if args.remat == "offload" and devices[0].platform == "gpu":
+        raise InputError(f"topology {args.topology}: {chips.NO_HOST}; choose another --remat")
     room = chips.memory_gib(devices[0])
     choice = budget.choose_training(args, sizes, len(devices), room * chips.GIB)
     if args.choose:
@@ -58,7 +60,7 @@ def compile_step(args: TrainArgs, sizes: dict[str, Any], mesh: Mesh) -> tuple[ch
 
     step = training.make_step(args, trained, state, mesh, flow.ScheduleConfig(), jnp.bfloat16)
     with jax.set_mesh(mesh):
-        program = chips.compiled(step.lower(state, frozen, batch, None), args.effort)
+        program = chips.compiled(chips.lower(step, state, frozen, batch, None), args.effort)
     gradients = int(budget.gradients(args, sizes, mesh))
     gib = {"frozen weights": held(frozen), "trained weights": held(state.params), "moments": held(state.opt_state), "average": held(state.ema)}
     gib |= {"batch": held(batch), "gradients": gradients, "activations and all else that is temporary": program.temporary - gradients}
