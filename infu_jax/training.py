@@ -9,6 +9,7 @@ Source: paper section 3.4 and 4.1; diffusers `train_controlnet_flux.py` for what
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from infu_jax.sharding import RULES, batch_axes, batch_sharding, param_shardings
 from infu_jax.train_config import TrainConfig
 
 TRAINED = {"infusenet": ("infusenet", "resampler"), "base": ("flux",)}
+STACKED_KERNEL = re.compile(r"(double|single)_(blocks|out)\..*kernel")
 TIME_BINS = 10
 
 
@@ -49,7 +51,6 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
-    param_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     bin_loss: Float[Array, " bins"]
     bin_count: Float[Array, " bins"]
@@ -59,6 +60,10 @@ class Metrics(NamedTuple):
 
 class NotFiniteError(InputError):
     """The loss or a gradient is infinite or no number."""
+
+
+# Of all that is trained. Not part of the step: there it keeps XLA from updating parameters and moments in one pass over them.
+param_norm = jax.jit(optax.global_norm)
 
 
 # The step -----------------------------------------------------------------------------------------
@@ -127,7 +132,8 @@ def make_step(
     replicated = NamedSharding(mesh, P())
 
     def loss(params: Params, frozen: Models, batch: Batch, draws: Draws):
-        models = {**frozen, **{name: with_params(trained[name], params[name]) for name in params}}
+        ready = {name: rounded(arrays, dtype) if rounds_ahead(cfg) else arrays for name, arrays in params.items()}
+        models = {**frozen, **{name: with_params(trained[name], arrays) for name, arrays in ready.items()}}
         each = losses(models, encode(models, batch, draws, dtype), draws, cfg, dtype)
         return each.total.mean(), each
 
@@ -164,7 +170,6 @@ def make_step(
         metrics = Metrics(
             loss=each.total.mean(),
             grad_norm=norm,
-            param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(rate(state.step), jnp.float32),
             bin_loss=each.total @ bins,
             bin_count=bins.sum(0),
@@ -173,8 +178,25 @@ def make_step(
         )
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    metric_shardings = Metrics(*(replicated,) * 7, each=batch_sharding(mesh, cfg.batch_size))
+    metric_shardings = Metrics(*(replicated,) * 6, each=batch_sharding(mesh, cfg.batch_size))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metric_shardings))
+
+
+def rounds_ahead(cfg: TrainConfig) -> bool:
+    """Whether the step rounds kernels before its loops over blocks (`rounded`).
+
+    Not where the backward pass finds nearly all that it needs: there memory is full when the forward pass ends, and copies of kernels add to it.
+    """
+    return cfg.remat in ("block", "attention", "offload") and not cfg.optimizer.in_backward
+
+
+def rounded(params: Mapping[str, jax.Array], dtype) -> dict[str, jax.Array]:
+    """The kernels of stacked blocks in `dtype`, once for all that reads them; the rest as it is.
+
+    Blocks multiply by kernels in the dtype of what comes in (`layers.Linear`), so the numbers are the same. But the stacks of gradients stay in it
+    until the optimizer reads them: half the memory of float32.
+    """
+    return {name: x.astype(dtype) if STACKED_KERNEL.fullmatch(name) else x for name, x in params.items()}
 
 
 def check_finite(step: int, metrics: Metrics, records: Any, advice: str) -> None:
@@ -192,7 +214,7 @@ def check_finite(step: int, metrics: Metrics, records: Any, advice: str) -> None
 
 def summary(seen: Sequence[Metrics]) -> dict[str, float]:
     """Means of some steps' metrics; the loss by tenth of time too, `loss_t0.3-0.4`, where pictures fell into it."""
-    names = [name for name in ("loss", "id_loss", "grad_norm", "param_norm") if getattr(seen[0], name) is not None]
+    names = [name for name in ("loss", "id_loss", "grad_norm") if getattr(seen[0], name) is not None]
     mean = {name: float(np.mean([getattr(m, name) for m in seen])) for name in names}
     sums, counts = sum(m.bin_loss for m in seen), sum(m.bin_count for m in seen)
     bins = {f"loss_t{n / TIME_BINS:.1f}-{(n + 1) / TIME_BINS:.1f}": float(s / c) for n, (s, c) in enumerate(zip(sums, counts)) if c}

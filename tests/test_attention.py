@@ -19,9 +19,10 @@ from tests.conftest import assert_close
 
 
 def pretend(monkeypatch, where, capability):
-    """That programs are for another platform; a GPU has this capability."""
+    """That programs are for another platform; a GPU has this capability, None: there is none, as where `infu_jax.plan` compiles for one."""
     monkeypatch.setattr(attention, "platform", lambda: where)
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu", compute_capability=capability)])
+    here = SimpleNamespace(platform="cpu") if capability is None else SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [here])
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
 
@@ -52,7 +53,8 @@ def test_the_one_in_use_is_blockwise_here():
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "flash"), [("9.0", "bfloat16", True), ("9.0", "float32", False), ("7.5", "bfloat16", False), ("gfx90a", "bfloat16", False)]
+    ("capability", "dtype", "flash"),
+    [("9.0", "bfloat16", True), ("9.0", "float32", False), ("7.5", "bfloat16", False), ("gfx90a", "bfloat16", False), (None, "bfloat16", True)],
 )
 def test_gpus_take_cudnn_where_it_can(monkeypatch, capability, dtype, flash):
     """Lowered for a GPU that is not here, in the forward and the backward pass."""

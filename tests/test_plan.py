@@ -252,8 +252,10 @@ def test_gradients_of_one_block():
     one = {name: s.shape[1:] if name.startswith("double_") else s.shape for name, s in infusenet.items() if not name.startswith("single_")}
     count = sum(map(math.prod, one.values())) + sum(math.prod(s.shape) for s in resampler.values())
     assert budget.gradients(args, sizes, budget._abstract(MeshConfig())) == 4 * count
-    everything = budget.gradients(dataclasses.replace(args, optimizer=OptimizerConfig()), sizes, budget._abstract(MeshConfig()))
+    other = lambda **changes: budget.gradients(dataclasses.replace(args, optimizer=OptimizerConfig(), **changes), sizes, budget._abstract(MeshConfig()))  # noqa: E731
+    everything = other(remat="dots")
     assert 0.15 < 4 * count / everything < 0.3
+    assert 0.5 < other() / everything < 0.53 and other(accumulate=2) == everything  # see `training.rounded`
 
 
 def test_choices():

@@ -23,7 +23,7 @@ from infu_jax.pipeline import LOOP_STEPS
 from infu_jax.plan import gpus
 from infu_jax.plan.settings import SampleArgs, TrainArgs
 from infu_jax.sharding import AXES, HEADS, RULES, batch_axes, param_shardings
-from infu_jax.training import TRAINED
+from infu_jax.training import STACKED_KERNEL, TRAINED, rounds_ahead
 
 Sizes = Mapping[str, Any]
 Parts = dict[str, float]
@@ -104,18 +104,18 @@ def training(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh, batch: int) -> P
 
 def gradients(args: TrainArgs, sizes: Sizes, mesh: AbstractMesh | Mesh) -> float:
     """Bytes of the gradients that are there at once: all, or those of one block and of what is in no block (`in_backward`)."""
-    names = TRAINED[args.trainable]
-    if not args.optimizer.in_backward:
-        return sum(weights(name, sizes, mesh, 4) for name in names)
     largest = "double_" if sizes["infusenet"].depth else "single_"
-    total = 0
-    for name in names:
+    half = rounds_ahead(args) and args.accumulate == 1  # the sum over parts is in float32
+    total = 0.0
+    for name in TRAINED[args.trainable]:
         for path, (shape, held) in _shards(name, sizes[name], mesh).items():
-            if not path.startswith(("double_", "single_")):
-                total += held
+            if not args.optimizer.in_backward:
+                total += held * (2 if half and STACKED_KERNEL.fullmatch(path) else 4)
+            elif not path.startswith(("double_", "single_")):
+                total += held * 4
             elif path.startswith(largest):
-                total += held // shape[0]
-    return 4.0 * total
+                total += held // shape[0] * 4
+    return total
 
 
 def weights(name: str, sizes: Sizes, mesh: AbstractMesh | Mesh, value: int | float, *, only: bool = False) -> float:

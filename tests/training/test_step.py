@@ -66,7 +66,7 @@ def arcface(mesh):
     return jax.device_put(module, NamedSharding(mesh, PartitionSpec()))
 
 
-def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
+def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, dtype=jnp.float32, **changes):
     """(losses, state, frozen models) after some steps from the same start."""
     cfg = config(**changes)
     names = training.TRAINED[cfg.trainable]
@@ -77,7 +77,7 @@ def run(mesh, steps, *, draws=None, zero_outputs=False, data=None, **changes):
     losses, data = [], data or batch(mesh)
     with jax.set_mesh(mesh):
         state = training.init_state(cfg, {name: params_of(module) for name, module in trained.items()}, shapes)
-        step = training.make_step(cfg, {name: abstract(name, CONFIGS[name]) for name in names}, shapes, mesh, SCHEDULE, jnp.float32)
+        step = training.make_step(cfg, {name: abstract(name, CONFIGS[name]) for name in names}, shapes, mesh, SCHEDULE, dtype)
         for _ in range(steps):
             state, metrics = step(state, frozen, data, draws)
             losses.append(float(metrics.loss))
@@ -283,6 +283,23 @@ def test_moments_in_bfloat16(alone, in_backward):
     rounded = np.asarray(round_stochastically(x, jax.random.key(0)), np.float32)
     assert set(rounded.tolist()) == {1.0, 1.0078125} and abs(rounded.mean() - 1.001) < 1e-4
     np.testing.assert_array_equal(round_stochastically(-x.astype(jnp.bfloat16).astype(jnp.float32), jax.random.key(1)), -x.astype(jnp.bfloat16))
+
+
+def test_kernels_are_rounded_once(monkeypatch):
+    """In bfloat16 the same numbers as where every block rounds its own kernels; other parameters stay as they are."""
+    mesh, seen = make_mesh(devices=jax.devices()[:1]), []
+    rounded = training.rounded
+    monkeypatch.setattr(training, "rounded", lambda params, dtype: seen.append(rounded(params, dtype)) or seen[-1])
+    losses, state, _ = run(mesh, 3, dtype=jnp.bfloat16)
+    bf16 = {name for params in seen for name, x in params.items() if x.dtype == jnp.bfloat16}
+    stacked = {name for name in state.params["infusenet"] if name.startswith(("double_", "single_")) and name.endswith("kernel")}
+    assert bf16 == stacked and len(stacked) > 10
+    monkeypatch.setattr(training, "rounded", lambda params, dtype: params)
+    expected, other, _ = run(mesh, 3, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(losses, expected)
+    jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+    assert training.rounds_ahead(config()) and not training.rounds_ahead(config(remat="dots"))
+    assert not training.rounds_ahead(config(optimizer={"in_backward": True}))
 
 
 def test_inputs_of_blocks_wait_in_host_memory(alone):
