@@ -22,9 +22,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from infu_jax import recipes
-from infu_jax.cli import check_writable, run
+from infu_jax.cli import check_writable, memory_advice, run
 from infu_jax.errors import InputError
 from infu_jax.train_config import TrainConfig, changes, settings
+
+LESS_MEMORY = "a smaller batch, --accumulate, --remat or --optimizer.in-backward need less, and `python -m infu_jax.plan` says how much"
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     abstract = training.abstract_state(cfg, trained, mesh)
     found = checkpoints.restore(training.to_items(abstract), lambda meta: check_same_run(cfg, loader.fingerprint, sizes, meta))
     names = initial.frozen_names(cfg, set(loader.features) & set((held_out or loader).features))
-    with tqdm(total=len(names) + len(trained), desc="loading", leave=False, disable=None if leads else True) as bar:
+    with memory_advice(LESS_MEMORY), tqdm(total=len(names) + len(trained), desc="loading", leave=False, disable=None if leads else True) as bar:
         progress = lambda name: (bar.set_postfix_str(name), bar.update())  # noqa: E731
         frozen = initial.frozen_models(cfg, names, mesh, dtype, progress)
         if found is None:
@@ -104,7 +106,7 @@ def main() -> None:
         return step
 
     with (
-        jax.set_mesh(mesh), checkpoints, loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
+        memory_advice(LESS_MEMORY), jax.set_mesh(mesh), checkpoints, loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
         tqdm(total=cfg.steps, initial=start, desc=cfg.out.name, unit="step", disable=None if leads else True) as bar,
     ):  # fmt: skip
         batches, compiled = loader.iterate(start), set()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from infu_jax.errors import InputError
 
+GPU_SHARE = 0.95  # of a GPU's memory, that programs take
+
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`."""
@@ -21,6 +23,7 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))  # by JAX's default a quarter is left to others
     warned: set[str] = set()
 
     def warn(message, *_, **__):

@@ -1,11 +1,12 @@
 """What the scripts share: results that appear whole, and errors that stand out."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from infu_jax.cli import appearing
+from infu_jax.cli import appearing, run
 from infu_jax.errors import InputError
 
 
@@ -29,6 +30,17 @@ def test_a_name_that_is_taken_meanwhile(tmp_path):
         partial.mkdir()
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("asked", [None, "0.5"])
+def test_programs_have_the_gpu_to_themselves(monkeypatch, asked):
+    """But for what the user says of it."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", asked or "")
+    if asked is None:
+        monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    seen = []
+    run(lambda: seen.append(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"]))
+    assert seen == [asked or "0.95"]
 
 
 ABANDONED = """

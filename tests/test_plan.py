@@ -292,7 +292,7 @@ def test_gpus_are_described():
         text = gpus.target_config(gpu)
         assert gpus.named(f"{kind}:8") and text.count("{") == text.count("}") and float(gpu.capability) >= 8
         assert f"core_count: {gpu.multiprocessors}\n" in text and f"major: {gpu.capability.partition('.')[0]} " in text
-        assert flops.peak(gpu.name) > 1e14 and gpus.memory_gib(gpu.name) == gpu.memory_gib - gpus.CONTEXT_GIB
+        assert flops.peak(gpu.name) > 1e14 and gpus.memory_gib(gpu.name) == 0.95 * gpu.memory_gib
     assert not gpus.named("v5p:2x2x1")
 
 
@@ -318,7 +318,7 @@ def test_compiled_for_gpus(tmp_path):
     pytest.importorskip("jax_plugins.xla_cuda13", reason="JAX's CUDA plugin is not installed")
     tiny = ("--base", str(FLUX), "--infu", str(INFU), "--width", "64", "--height", "80", "--t5-length", "24")
     found = json.loads(plan("sample", "--topology", "l40s:2", "--mesh.tensor", "2", "--offload", "--json", "-", *tiny).stdout)
-    assert not found["estimate"] and found["fits"] and found["room_gib"] == pytest.approx(43.9) and found["collective_bytes"]["all-reduce"] > 0
+    assert not found["estimate"] and found["fits"] and found["room_gib"] == pytest.approx(0.95 * 44.4) and found["collective_bytes"]["all-reduce"] > 0
     models = ("--models.base", str(FLUX), "--models.arcface", str(INFU / "recognition_arcface_ir_se50.pth"), "--models.infusenet-blocks", "1", "2")
     step = ("configs/infu_stage1.py", "--topology", "h100:1x2", "--batch-size", "2", "--height", "64", "--width", "64", "--data.features", *FEATURES)
     done = plan(*step, "--json", "-", *models)

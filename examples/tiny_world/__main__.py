@@ -54,6 +54,8 @@ def main() -> None:
         raise InputError(f"{args.given} has no provenance.json; --given takes a stack that the stage release wrote, such as infu_jax/assets/tiny")
     if args.given is not None and args.only in ("autoencoder", "stack"):
         raise InputError(f"--given holds what {args.only} makes, and what is trained on it needs it as it is; leave --given out to make another")
+    # This process and the commands that it starts share a GPU: none takes more of it than it needs.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Several stages run the same programs; each is compiled once. For the commands that stages start, too.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "programs").absolute()))
     # Two simulated devices keep two cores busy where one device with two threads does not. GPUs and TPUs do not mind.

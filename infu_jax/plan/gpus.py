@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
+from infu_jax.cli import GPU_SHARE
 from infu_jax.errors import InputError
 
 GIB = 2**30
-CONTEXT_GIB = 0.5  # of a GPU's memory, which CUDA keeps for itself
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def devices(topology: str) -> list[jax.Device]:
 
 
 def memory_gib(name: str) -> float:
-    """What programs may use of the memory of the GPU that JAX calls so."""
-    return next(gpu.memory_gib for gpu in GPUS.values() if gpu.name == name) - CONTEXT_GIB
+    """What programs take of the memory of the GPU that JAX calls so; the rest is CUDA's own and its libraries'."""
+    return next(gpu.memory_gib for gpu in GPUS.values() if gpu.name == name) * GPU_SHARE
 
 
 def target_config(gpu: Gpu) -> str:

@@ -5,12 +5,14 @@ import os
 import resource
 import subprocess
 import sys
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from infu_jax import flops, runs
+from infu_jax import flops, runs, training
 from infu_jax.checkpoint import load_model, params_of
 from infu_jax.config import FluxConfig, InfuseNetConfig
 from infu_jax.distributed import StopRequest
@@ -121,6 +123,13 @@ def test_a_full_disk_while_training(recipe, tmp_path):
     assert_same(saved(out, 1), before)
     finish(start(recipe, out, "--steps", 4, *options))
     assert runs.newest(out).name == "4" and sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "3", "4"]
+
+
+def test_device_without_enough_memory(train, tmp_path, monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 18874368000 bytes.\nBufferAssignment OOM Debugging.\n..."
+    monkeypatch.setattr(training, "make_step", lambda *_: mock.Mock(side_effect=jax.errors.JaxRuntimeError(said)))
+    with pytest.raises(InputError, match=r"^the device has too little memory \(RESOURCE.*bytes\.\); a smaller batch, .*infu_jax.plan` says how much$"):
+        train(tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("ignore:1 fails; the run goes on")
