@@ -20,7 +20,7 @@ GIB = 2**30
 # What programs may use of a chip's memory in GiB, by the beginning of JAX's name for it: what the compiler names when a program does not fit.
 MEMORY = {"TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5e": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25, "TPU v6e": 31.25}
 
-NO_HOST = "for GPUs that are not here JAX does not compile what uses host memory"
+NO_HOST = "For GPUs that are not here JAX does not compile what uses host memory"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -17,7 +17,7 @@ Report = dict[str, Any]
 
 def of_compiled(
     machine: str, mesh: Mesh, batch: int, parts: Mapping[str, int], peak: int, room: float, counted: Mapping[str, float], workers: int,
-    moved: Mapping[str, int], chip_peak: float, efficiency: float, seconds: float, choice: Choice,
+    moved: Mapping[str, int], chip_peak: float, efficiency: float, seconds: float, choice: Choice, notes: Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """Of compiled programs.
 
@@ -27,6 +27,7 @@ def of_compiled(
         counted: FLOPs of all chips, `least` and `executed`; of which each does the part `1 / workers`.
         moved: bytes that a chip sends.
         choice: what the arithmetic would take.
+        notes: what else should be known.
     """
     executed = counted["executed"] / workers
     return {
@@ -45,6 +46,7 @@ def of_compiled(
         "assumed_efficiency": efficiency,
         "compile_seconds": seconds,
         "choice": _choice(choice),
+        "notes": list(notes),
     }
 
 
@@ -82,7 +84,7 @@ def text(report: Report) -> str:
     choice = report["choice"]
     said = f"{'The arithmetic would take' if choice['fits'] else 'Nothing fits; nearest is'}: "
     lines.append(f"{said}{_mesh(choice['mesh'])}, {choice['batch']} pictures, {choice['gib']:.1f} GiB a chip (estimate).")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report.get("notes", ())])
 
 
 def _mesh(sizes: Mapping[str, int]) -> str:

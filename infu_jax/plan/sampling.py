@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 from infu_jax import flops, flow, parking, pipeline, programs, sampler
 from infu_jax.checkpoint import open_model, params_of, with_params
 from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, ResamplerConfig, T5Config
-from infu_jax.errors import InputError
 from infu_jax.models.flux import MODULATION
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.collectives import collective_bytes
@@ -26,11 +27,10 @@ from infu_jax.sharding import batch_axes, batch_sharding, check_heads, check_tok
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Every model with abstract arrays that know their sharding, what of them the loop is given, and the bytes of them that stay on a chip."""
+    """Every model with abstract arrays that know their sharding, and what of them the loop is given."""
 
     all: dict[str, nnx.Module]
     in_loop: dict[str, nnx.Module]
-    resident: int
 
 
 def model_sizes(args: SampleArgs) -> dict[str, Any]:
@@ -42,19 +42,17 @@ def model_sizes(args: SampleArgs) -> dict[str, Any]:
 
 
 def models(args: SampleArgs, sizes: dict[str, Any], mesh: Mesh) -> Models:
-    made, resident = {}, 0
+    made = {}
     for name, cfg in sizes.items():
-        parked = lambda path, name=name: args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path))  # noqa: E731
         host = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=in_host(a))  # noqa: E731
         module = placed(name, cfg, mesh, args.dtype, args.weights)
-        made[name] = with_params(module, {path: host(a) if parked(path) else a for path, a in params_of(module).items()})
-        resident += chips.held([a for path, a in params_of(module).items() if not parked(path)])
+        made[name] = with_params(module, {path: host(a) if _parked(args, name, path) else a for path, a in params_of(module).items()})
     loop = {name: parking.without_modulations(made[name]) if args.tables else made[name] for name in ("flux", "infusenet")}
-    return Models(made, loop, resident)
+    return Models(made, loop)
 
 
-def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
-    """By name: what lowers a program of the pipeline, and which weights it is given."""
+def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Callable[[], Any], int]]:
+    """By name: what lowers a program of the pipeline, and how many bytes of the weights that it is given stay on a chip anyway."""
     cfg, settings, batch = have.all["flux"].cfg, args.sampling, args.batch
     vae, rows, everywhere = have.all["autoencoder"].cfg, batch_sharding(mesh, batch), NamedSharding(mesh, P())
     h, w = settings.height // vae.downscale, settings.width // vae.downscale
@@ -88,12 +86,13 @@ def lowerings(args: SampleArgs, have: Models, mesh: Mesh) -> dict[str, tuple[Cal
     at_once = programs.decoded_at_once(mesh, batch, settings)
     loop, here = have.in_loop, {name: _come_over(name, model) for name, model in have.all.items()}
     ids = array(batch, settings.t5_length, dtype=jnp.int32), array(batch, pipeline.CLIP_LENGTH, dtype=jnp.int32)
+    stay = partial(_staying, args, have)
     return {
-        "loop": (lambda: chips.lower(programs.steps(), loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), list(loop.values())),
-        "text": (lambda: chips.lower(programs.encode_text, here["t5"], here["clip"], *ids, dtype=dtype), [have.all["t5"], have.all["clip"]]),
-        "control image": (lambda: chips.lower(programs.encode_control, here["autoencoder"], pixels, dtype=dtype), [have.all["autoencoder"]]),
-        "modulations": (lambda: chips.lower(programs.modulation, here["flux"], times, text.y, given.guidance, dtype=dtype), [_modulations(have.all["flux"])]),
-        "decoding": (lambda: chips.lower(programs.decode, here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), [have.all["autoencoder"]]),
+        "loop": (lambda: chips.lower(programs.steps(), loop["flux"], loop["infusenet"], img, schedule, k, k, given, tables, dtype=dtype), chips.held(loop)),
+        "text": (lambda: chips.lower(programs.encode_text, here["t5"], here["clip"], *ids, dtype=dtype), stay("t5") + stay("clip")),
+        "control image": (lambda: chips.lower(programs.encode_control, here["autoencoder"], pixels, dtype=dtype), stay("autoencoder")),
+        "modulations": (lambda: chips.lower(programs.modulation, here["flux"], times, text.y, given.guidance, dtype=dtype), stay("flux", MODULATION)),
+        "decoding": (lambda: chips.lower(programs.decode, here["autoencoder"], img, h=h, w=w, dtype=dtype, at_once=at_once), stay("autoencoder")),
     }
 
 
@@ -105,8 +104,6 @@ def plan(args: SampleArgs) -> dict[str, Any]:
         counted = budget.sampling_flops(args, sizes, args.batch)
         return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, counted)
     devices = chips.devices(args.topology)
-    if args.offload and args.everything and devices[0].platform == "gpu":
-        raise InputError(f"topology {args.topology}: {chips.NO_HOST}; leave out --everything")
     room = chips.memory_gib(devices[0])
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
     mesh = make_mesh(**dataclasses.asdict(choice.mesh if args.mesh == MeshConfig() else args.mesh), devices=devices)
@@ -114,10 +111,13 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     check_tokens(mesh, *budget.tokens(args, sizes))
     have = models(args, sizes, mesh)
     asked = lowerings(args, have, mesh)
+    # With `offload` these two fetch weights from host memory while they run.
+    left_out = {"text", "modulations"} if args.offload and devices[0].platform == "gpu" else set()
     compiled = {}
     with jax.set_mesh(mesh):
-        for name in asked if args.everything else ("loop",):
-            compiled[name] = chips.compiled(asked[name][0](), args.effort)
+        for name, (lowered, _) in asked.items():
+            if name == "loop" or args.everything and name not in left_out:
+                compiled[name] = chips.compiled(lowered(), args.effort)
     loop = compiled["loop"]
     body = chips.held(list(have.in_loop.values()))
     gib = {
@@ -127,12 +127,14 @@ def plan(args: SampleArgs) -> dict[str, Any]:
         "peak of the loop": loop.peak,
         "of it in use at once": loop.live,
     }
-    peaks = {name: program.peak + have.resident - _resident(asked[name][1]) for name, program in compiled.items()}
+    resident = sum(_staying(args, have, name) for name in have.all)
+    peaks = {name: program.peak + resident - asked[name][1] for name, program in compiled.items()}
     gib |= {f"with all that stays, {name}": peak for name, peak in peaks.items()}
+    notes = [f"Not compiled: {' and '.join(sorted(left_out))}. {chips.NO_HOST}."] if args.everything and left_out else []
     return report.of_compiled(
         args.topology, mesh, args.batch, gib, max(peaks.values()), room, budget.sampling_flops(args, sizes, args.batch), budget.workers(mesh, args.batch),
         collective_bytes(loop.text, _trips(sizes)), flops.peak(devices[0].device_kind), args.efficiency,
-        sum(program.seconds for program in compiled.values()), choice,
+        sum(program.seconds for program in compiled.values()), choice, notes,
     )  # fmt: skip
 
 
@@ -150,9 +152,11 @@ def _come_over(name: str, model: nnx.Module) -> nnx.Module:
     return with_params(model, {path: place(path, a) for path, a in params_of(model).items()})
 
 
-def _modulations(model: nnx.Module) -> list[Any]:
-    return [a for path, a in params_of(model).items() if MODULATION.fullmatch(path)]
+def _parked(args: SampleArgs, name: str, path: str) -> bool:
+    """Whether a model's parameter waits in host memory."""
+    return args.offload and (name in parking.PARKED or args.tables and parking.PARKED_PARAMETERS.fullmatch(path) is not None)
 
 
-def _resident(models: list[Any]) -> int:
-    return chips.held([a for a in jax.tree.leaves(models) if a.sharding.memory_kind != "pinned_host"])
+def _staying(args: SampleArgs, have: Models, name: str, only: re.Pattern | None = None) -> int:
+    """Bytes of a model that stay on a chip, `only` of parameters whose path matches."""
+    return chips.held([a for path, a in params_of(have.all[name]).items() if not _parked(args, name, path) and (only is None or only.fullmatch(path))])

@@ -30,7 +30,7 @@ def plan(args: TrainArgs) -> dict[str, Any]:
         return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, budget.training_flops(args, sizes, choice.batch))
     devices = chips.devices(args.topology)
     if args.remat == "offload" and devices[0].platform == "gpu":
-        raise InputError(f"topology {args.topology}: {chips.NO_HOST}; choose another --remat")
+        raise InputError(f"{chips.NO_HOST}; choose another --remat than offload")
     room = chips.memory_gib(devices[0])
     choice = budget.choose_training(args, sizes, len(devices), room * chips.GIB)
     if args.choose:
