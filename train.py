@@ -133,7 +133,7 @@ def main() -> None:
             while len(waiting) > (0 if logs or saves or validates else 1):
                 look()
             if logs:
-                values = training.summary(seen) | {"param_norm": float(training.param_norm(state.params))} | pace.report()
+                values = training.summary(seen) | pace.report()
                 log.scalars(step, values)
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['pictures_per_second']:.3g} pictures/s, waited {values['data_wait']:.0%}")
                 seen.clear()

@@ -51,6 +51,7 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    param_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     bin_loss: Float[Array, " bins"]
     bin_count: Float[Array, " bins"]
@@ -60,10 +61,6 @@ class Metrics(NamedTuple):
 
 class NotFiniteError(InputError):
     """The loss or a gradient is infinite or no number."""
-
-
-# Of all that is trained. Not part of the step: there it keeps XLA from updating parameters and moments in one pass over them.
-param_norm = jax.jit(optax.global_norm)
 
 
 # The step -----------------------------------------------------------------------------------------
@@ -170,6 +167,7 @@ def make_step(
         metrics = Metrics(
             loss=each.total.mean(),
             grad_norm=norm,
+            param_norm=optax.global_norm(params),
             learning_rate=jnp.asarray(rate(state.step), jnp.float32),
             bin_loss=each.total @ bins,
             bin_count=bins.sum(0),
@@ -178,7 +176,7 @@ def make_step(
         )
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    metric_shardings = Metrics(*(replicated,) * 6, each=batch_sharding(mesh, cfg.batch_size))
+    metric_shardings = Metrics(*(replicated,) * 7, each=batch_sharding(mesh, cfg.batch_size))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metric_shardings))
 
 
@@ -214,7 +212,7 @@ def check_finite(step: int, metrics: Metrics, records: Any, advice: str) -> None
 
 def summary(seen: Sequence[Metrics]) -> dict[str, float]:
     """Means of some steps' metrics; the loss by tenth of time too, `loss_t0.3-0.4`, where pictures fell into it."""
-    names = [name for name in ("loss", "id_loss", "grad_norm") if getattr(seen[0], name) is not None]
+    names = [name for name in ("loss", "id_loss", "grad_norm", "param_norm") if getattr(seen[0], name) is not None]
     mean = {name: float(np.mean([getattr(m, name) for m in seen])) for name in names}
     sums, counts = sum(m.bin_loss for m in seen), sum(m.bin_count for m in seen)
     bins = {f"loss_t{n / TIME_BINS:.1f}-{(n + 1) / TIME_BINS:.1f}": float(s / c) for n, (s, c) in enumerate(zip(sums, counts)) if c}

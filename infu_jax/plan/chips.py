@@ -64,8 +64,12 @@ def lower(program: Any, *args: Any, **kwargs: Any) -> Any:
 def compiled(lowered: Any, effort: str) -> Compiled:
     """Compile for the devices that the arguments' shardings name. InputError where the program does not fit into their memory."""
     began = time.perf_counter()
+    options = {"exec_time_optimization_effort": -1.0} if effort == "quick" else None
+    if platform() == "gpu":
+        # cuBLAS alone. Between it and products of its own XLA chooses by trying them; where it cannot, it may take one that does not compile.
+        options = {"xla_gpu_enable_triton_gemm": False}
     try:
-        program = lowered.compile({"exec_time_optimization_effort": -1.0} if effort == "quick" and platform() == "tpu" else None)
+        program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
             raise

@@ -82,7 +82,7 @@ def text(report: Report) -> str:
         lines.append(f"Collectives, GiB that a chip sends a step: {moved}.")
         lines.append(f"Estimate: {report['estimated_seconds']:.3g} s a step, if {report['assumed_efficiency']:.0%} of the chips' peak is reached.")
     choice = report["choice"]
-    said = f"{'The arithmetic would take' if choice['fits'] else 'Nothing fits; nearest is'}: "
+    said = f"{'The arithmetic would take' if choice['fits'] else 'By the arithmetic nothing fits; nearest is'}: "
     lines.append(f"{said}{_mesh(choice['mesh'])}, {choice['batch']} pictures, {choice['gib']:.1f} GiB a chip (estimate).")
     return "\n".join([*lines, *report.get("notes", ())])
 
