@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_bfloat16_keeps_norms_and_softmax_in_float32(models):
 def equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 

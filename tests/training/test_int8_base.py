@@ -63,7 +63,7 @@ def test_plan(monkeypatch):
         pass
 
     class Step:
-        def lower(self, state, frozen, batch, draws):
+        def trace(self, state, frozen, batch, draws):
             raise Planned(frozen)
 
     monkeypatch.setattr(training, "make_step", lambda *_: Step())
