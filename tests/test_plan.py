@@ -312,7 +312,7 @@ def test_host_memory_of_absent_gpus(monkeypatch):
         training.plan(train_args(remat="offload"))
 
 
-def test_compiled_for_gpus(tmp_path):
+def test_compiled_for_gpus():
     """The real step and loop with cuDNN's attention, on two GPUs."""
     pytest.importorskip("jax_plugins.xla_cuda13", reason="JAX's CUDA plugin is not installed")
     tiny = ("--base", str(FLUX), "--infu", str(INFU), "--width", "64", "--height", "80", "--t5-length", "24")
@@ -322,8 +322,7 @@ def test_compiled_for_gpus(tmp_path):
     assert not found["estimate"] and found["fits"] and found["room_gib"] == pytest.approx(0.95 * 44.4) and found["collective_bytes"]["all-reduce"] > 0
     models = ("--models.base", str(FLUX), "--models.arcface", str(INFU / "recognition_arcface_ir_se50.pth"), "--models.infusenet-blocks", "1", "2")
     step = ("configs/infu_stage1.py", "--topology", "h100:1x2", "--batch-size", "2", "--height", "64", "--width", "64", "--data.features", *FEATURES)
-    done = plan(*step, "--json", "-", *models)
-    found = json.loads(done.stdout)
+    found = json.loads(plan(*step, "--json", "-", *models).stdout)
     assert found["mesh"]["fsdp"] == 2 and found["collective_bytes"]["reduce-scatter"] > 0 and 0 < found["peak_gib"] < 1
 
 

@@ -15,8 +15,6 @@ from jax.experimental import topologies
 from infu_jax.cli import GPU_SHARE
 from infu_jax.errors import InputError
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -91,7 +89,7 @@ def target_config(gpu: Gpu) -> str:
       fpus_per_core: {operations}
       clock_rate_ghz: {gpu.clock_ghz}
       memory_bandwidth: {gpu.bandwidth:.0f}
-      device_memory_size: {gpu.memory_gib * GIB:.0f}
+      device_memory_size: {gpu.memory_gib * 2**30:.0f}
       l2_cache_size: {gpu.l2}
       threads_per_warp: 32
       threads_per_block_limit: 1024

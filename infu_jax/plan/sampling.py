@@ -115,9 +115,9 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     left_out = {"text", "modulations"} if args.offload and devices[0].platform == "gpu" else set()
     compiled = {}
     with jax.set_mesh(mesh):
-        for name, (lowered, _) in asked.items():
+        for name, (lower, _) in asked.items():
             if name == "loop" or args.everything and name not in left_out:
-                compiled[name] = chips.compiled(lowered(), args.effort)
+                compiled[name] = chips.compiled(lower(), args.effort)
     loop = compiled["loop"]
     body = chips.held(list(have.in_loop.values()))
     gib = {
