@@ -237,15 +237,19 @@ def param_specs(rules: Rules, paths: Sequence[str]) -> dict[str, P]:
     return specs
 
 
-# Queries', keys' and values' kernels (layer, D, 3, H, K). A TPU's matrix unit wants D and K, the axes of the matrix, innermost; given anything
-# else, XLA copies the whole stack first: 5 GiB for FLUX.1 and InfuseNet.
-_QKV = re.compile(r".*_blocks\..*qkv\.kernel")
+# Kernels that lie on TPUs in another order of axes. The matrix unit wants the two axes of the matrix innermost; given anything else, XLA copies the
+# whole first: for queries, keys and values (layer, D, 3, H, K) 5 GiB of FLUX.1 and InfuseNet, for the final layer's shift and scale (D, 2, D) 36 MiB.
+_ORDERS = ((re.compile(r".*_blocks\..*qkv\.kernel"), (0, 2, 3, 1, 4)), (re.compile(r"final_layer\.mod\.kernel"), (1, 0, 2)))
 
 
 def on_chip(path: str, sharding: NamedSharding) -> NamedSharding | Format:
     """Where a parameter goes and, on TPUs, in which order its axes lie in memory: as the programs that use it want them."""
-    tpu = sharding.mesh.devices.flat[0].platform == "tpu" and sharding.memory_kind == "device"
-    return Format(Layout((0, 2, 3, 1, 4)), sharding) if tpu and _QKV.fullmatch(path) else sharding
+    order = next((order for kernel, order in _ORDERS if kernel.fullmatch(path)), None)
+    return Format(Layout(order), sharding) if order is not None and _in_tpu(sharding) else sharding
+
+
+def _in_tpu(sharding: NamedSharding) -> bool:
+    return sharding.mesh.devices.flat[0].platform == "tpu" and sharding.memory_kind == "device"
 
 
 def in_chip_order(kernel: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -11,14 +10,13 @@ from infu_jax import checkpoint, lora, quantize, sharding
 from infu_jax.checkpoint import load_model, params_of, save_model
 
 QKV = ("double_blocks.img.qkv.kernel", "double_blocks.txt.qkv.kernel", "single_blocks.qkv.kernel")
+ORDERS = {**dict.fromkeys(QKV, (0, 2, 3, 1, 4)), "final_layer.mod.kernel": (1, 0, 2)}
 
 
 @pytest.fixture
 def other_order(monkeypatch):
     """As on a TPU, on the devices that there are."""
-    reordered = lambda path, s: Format(Layout((0, 2, 3, 1, 4)), s) if path in QKV and s.memory_kind == "device" else s  # noqa: E731
-    monkeypatch.setattr(checkpoint, "on_chip", reordered)
-    monkeypatch.setattr(quantize, "on_chip", reordered)
+    monkeypatch.setattr(sharding, "_in_tpu", lambda s: s.memory_kind == "device")
 
 
 def order(x):
@@ -27,7 +25,7 @@ def order(x):
 
 def test_only_on_tpus():
     plain = NamedSharding(sharding.make_mesh(devices=jax.devices()[:1]), P())
-    assert all(sharding.on_chip(path, plain) is plain for path in QKV)
+    assert all(sharding.on_chip(path, plain) is plain for path in ORDERS)
 
 
 def test_loading(tiny, other_order, tmp_path):
@@ -39,7 +37,7 @@ def test_loading(tiny, other_order, tmp_path):
     save_model(tmp_path / "flux", "flux", made)
     for model in (made, load_model(tmp_path / "flux", "flux")):
         for path, x in params_of(model).items():
-            assert order(x) == ((0, 2, 3, 1, 4) if path in QKV else tuple(range(x.ndim))), path
+            assert order(x) == ORDERS.get(path, tuple(range(x.ndim))), path
             np.testing.assert_array_equal(x, params_of(plain)[path])
     assert all(order(usual[path]) == (0, 2, 3, 1, 4) for path in QKV)
 
@@ -54,7 +52,7 @@ def test_rounding(tiny, other_order, monkeypatch):
     plain = params_of(quantize.load("flux", module, params, mesh, np.float32))
     for model in (made, again, lora.restore(again, former)):
         for path, x in params_of(model).items():
-            assert order(x) == ((0, 2, 3, 1, 4) if path.removesuffix("_steps") in QKV else tuple(range(x.ndim))), path
+            assert order(x) == ORDERS.get(path.removesuffix("_steps"), tuple(range(x.ndim))), path
             np.testing.assert_array_equal(x, plain[path])
 
 
