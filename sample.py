@@ -8,7 +8,8 @@ With the released weights on disk:
 Wherever weights are wanted, a Hugging Face id will do: black-forest-labs/FLUX.1-dev, ByteDance/InfiniteYou/infu_flux_v1.0/aes_stage2.
 
 Without --base and --infu the embedded tiny stack is used, which shows that everything works and takes seconds. Its pictures are of 128x128 pixels by
-default, those of --base as large as the release's; --help shows the defaults that go with what is given beside it.
+default, those of --base as large as the release's, those of a training run as large as the ones it was trained on; --help shows the defaults that go
+with what is given beside it.
 Several prompts and seeds make every combination, and a contact sheet of them.
 """
 
@@ -29,10 +30,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from infu_jax.assets import ASSETS, TINY, TINY_SAMPLING
+from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
+from infu_jax.stack_options import sampling_for
 
 ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
@@ -180,13 +182,11 @@ def _defaults(argv: list[str]) -> Args:
         raise InputError(f"{twice[0]} is given {given[twice[0]]} times; give it once, with all its values after it")
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
-    scan.add_argument("--base", type=Path)
     scan.add_argument("--infu", type=Path)
     scanned = scan.parse_known_args(argv)[0]
     path = scanned.like
     if path is None:
-        args = _of_run(Args(), scanned.infu)
-        return args if (scanned.base or args.base) != Args.base else dataclasses.replace(args, sampling=TINY_SAMPLING)
+        return _of_run(Args(sampling=sampling_for(argv)), scanned.infu)
     from infu_jax import pictures
 
     recipe = pictures.read_recipe(path)

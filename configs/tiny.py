@@ -1,8 +1,9 @@
 """A whole training run on a laptop in minutes: InfuseNet on drawn people, over the embedded tiny base.
 
-    python -m data_pipeline.people data/people --people 40 --pictures 4 --height 144 --width 112
-    python -m data_pipeline.build --source data/people/manifest.jsonl --out data/tiny
-    python train.py configs/tiny.py --data.paths data/tiny
+    python -m data_pipeline.people data/people --people 40 --pictures 4 --height 144 --width 112 --look clean
+    python -m data_pipeline.build --source data/people/manifest.jsonl --out data/tiny --filters.min-side 96 --filters.min-face 32 \\
+        --filters.min-sharpness 0 --validation-share 0.1
+    python train.py configs/tiny.py
 
 Hardware: two CPU cores. A few minutes show that training works; examples/tiny_world, whose base this is, trains for as long as it takes.
 """

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 LAYERS = (
     ("sample", "convert_weights", "train", "configs", "benchmarks"),
     ("infu_jax.evaluation", "infu_jax.demo"),
+    ("infu_jax.stack_options",),
     ("infu_jax.assets",),
     ("infu_jax.validation", "infu_jax.plan"),
     ("infu_jax.pipeline",),

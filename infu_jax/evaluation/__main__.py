@@ -6,7 +6,8 @@
 paints every person with every prompt for their gender (pictures that are there are kept, so it goes on after an interruption), looks at the
 pictures, and writes table.md, scores.json and report.html beside them. With --pictures it scores pictures of any other model instead:
 FOLDER/<person>/<number of the prompt, four digits>.png. --compare puts earlier runs into the same table, with differences.
-Without models, the embedded tiny stack is used, which knows drawn people only. Pictures of people and their scores are personal data.
+Without models, the embedded tiny stack is used, which knows drawn people only. Sizes are those of the release, of the tiny stack or of the training
+run, as models are given; --help shows them. Pictures of people and their scores are personal data.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import appearing, check_writable, run
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
+from infu_jax.stack_options import sampling_for
 
 if TYPE_CHECKING:
     from infu_jax import face
@@ -118,7 +120,8 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _of_run(tyro.cli(Args, args=argv, prog="python -m infu_jax.evaluation", description=__doc__))
+    default = Args(sampling=sampling_for(sys.argv[1:] if argv is None else argv))
+    args = _of_run(tyro.cli(Args, args=argv, prog="python -m infu_jax.evaluation", description=__doc__, default=default))
     from infu_jax import face
     from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
