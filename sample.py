@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from infu_jax import runs
 from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
@@ -105,7 +106,8 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, default=_defaults(sys.argv[1:]))
-    args = dataclasses.replace(args, infu=_pinned(args.infu), transformer=_pinned(args.transformer))
+    # So that the picture's metadata say which checkpoint it was.
+    args = dataclasses.replace(args, infu=runs.pinned(args.infu), transformer=runs.pinned(args.transformer))
     # Everything that can be wrong is looked at before the models are loaded, the quickest first.
     jobs = _jobs(args)
     _check_options(args)
@@ -223,16 +225,7 @@ def _defaults(argv: list[str]) -> Args:
 
 def _of_run(args: Args, infu: Path | None) -> Args:
     """The models that a training run was made with as defaults, if `infu` is one."""
-    from infu_jax import runs
-
     return args if infu is None or not runs.is_run(infu) else dataclasses.replace(args, **runs.models_of(infu))
-
-
-def _pinned(path: Path | None) -> Path | None:
-    """A run's newest checkpoint in the place of the run, so that the picture's metadata say which one it was."""
-    from infu_jax import runs
-
-    return runs.newest(path) if path is not None and runs.is_run(path) and not runs.is_checkpoint(path) else path
 
 
 def _jobs(args: Args) -> list[tuple[str, int]]:

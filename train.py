@@ -19,13 +19,15 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from infu_jax import recipes
+from infu_jax import recipes, runs
 from infu_jax.cli import check_writable, memory_advice, run
 from infu_jax.errors import InputError
 from infu_jax.train_config import TrainConfig, changes, settings
 
+FROZEN = ("base", "transformer", "autoencoder", "arcface")  # settings of models that say where frozen ones lie
 LESS_MEMORY = "a smaller batch, --accumulate, --remat or --optimizer.in-backward need less, and `python -m infu_jax.plan` says how much"
 
 
@@ -38,16 +40,19 @@ def main() -> None:
     from tqdm import tqdm
 
     from infu_jax import config as configs
-    from infu_jax import distributed, flops, flow, initial, run_state, runs, training
+    from infu_jax import distributed, flops, flow, initial, run_state, training
     from infu_jax.metrics import Pace, RunLog
     from infu_jax.sharding import check_heads, check_tokens, make_mesh, place_batch
 
     distributed.initialize(cfg.distributed)
+    cfg = pin_models(cfg)
     if cfg.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cfg.compilation_cache.absolute()))
     mesh = make_mesh(**dataclasses.asdict(cfg.mesh))
     check_batch(cfg, mesh.shape["data"] * mesh.shape["fsdp"])
-    dtype = {"auto": "float32" if jax.default_backend() == "cpu" else "bfloat16"}.get(cfg.dtype, cfg.dtype)
+    if cfg.dtype == "auto":  # what it stands for is what a run has to go on with
+        cfg = dataclasses.replace(cfg, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = cfg.dtype
     leads = jax.process_index() == 0
 
     # Data and sizes come first: mistakes show before billions of weights are read.
@@ -62,7 +67,8 @@ def main() -> None:
 
     checkpoints = run_state.Checkpoints(cfg.out, cfg.checkpoint)
     abstract = training.abstract_state(cfg, trained, mesh)
-    found = checkpoints.restore(training.to_items(abstract), lambda meta: check_same_run(cfg, loader.fingerprint, sizes, meta))
+    data = {**loader.fingerprint, "features": sorted(loader.features)}
+    found = checkpoints.restore(training.to_items(abstract), lambda meta: check_same_run(cfg, data, sizes, meta))
     names = initial.frozen_names(cfg, set(loader.features) & set((held_out or loader).features))
     with memory_advice(LESS_MEMORY), tqdm(total=len(names) + len(trained), desc="loading", leave=False, disable=None if leads else True) as bar:
         progress = lambda name: (bar.set_postfix_str(name), bar.update())  # noqa: E731
@@ -72,11 +78,12 @@ def main() -> None:
         else:
             start, state = found[0], training.from_items(found[1], abstract)
         del found
+    owed = start > 0 and validation_is_owed(cfg, start)
     if leads:
         runs.write_run(cfg.out, {"settings": settings(cfg), "models": sizes})
         print(f"{cfg.out}: {f'going on from step {start}' if start else 'a new run'} of {cfg.steps} steps; {describe(abstract, mesh, dtype)}", file=sys.stderr)
 
-    if start >= cfg.steps:
+    if start >= cfg.steps and not owed:
         print(f"{checkpoints.folder / str(start)}  finished already; raise --steps to go on", flush=True)
         return
 
@@ -97,7 +104,7 @@ def main() -> None:
     def save(step: int, last: bool) -> int:
         """Begin a checkpoint; returns the step of the newest one that is there or begun. Of the last one, a failure is an error."""
         try:
-            checkpoints.save(step, training.to_items(state), {"settings": settings(cfg), "models": sizes, "data": loader.fingerprint})
+            checkpoints.save(step, training.to_items(state), {"settings": settings(cfg), "models": sizes, "data": data})
         except run_state.CheckpointError as e:
             if jax.process_count() > 1 or (last and step not in checkpoints.steps):
                 raise  # the other processes may not know of it, or there is no next one
@@ -105,11 +112,23 @@ def main() -> None:
             return checkpoints.steps[-1] if checkpoints.steps else 0
         return step
 
+    def look_at_strangers(step: int) -> None:
+        """The validation."""
+        began = time.perf_counter()
+        values, sheet = validate(state, frozen)
+        log.scalars(step, values)
+        if sheet is not None:
+            log.picture(step, "validation", sheet)
+        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), file=sys.stderr)
+        pace.exclude(time.perf_counter() - began)
+
     with (
         memory_advice(LESS_MEMORY), jax.set_mesh(mesh), checkpoints, loader, distributed.StopRequest() as stop, RunLog(cfg.out, start, writes=leads) as log,
         tqdm(total=cfg.steps, initial=start, desc=cfg.out.name, unit="step", disable=None if leads else True) as bar,
     ):  # fmt: skip
-        batches, compiled = loader.iterate(start), set()
+        if owed:
+            look_at_strangers(start)
+        step, batches, compiled = start, loader.iterate(start), set()
         for step in range(start + 1, cfg.steps + 1):
             began = time.perf_counter()
             batch = next(batches)
@@ -140,13 +159,7 @@ def main() -> None:
             if saves:
                 saved = save(step, ends)
             if validate and validates and not asked:
-                began = time.perf_counter()
-                values, sheet = validate(state, frozen)
-                log.scalars(step, values)
-                if sheet is not None:
-                    log.picture(step, "validation", sheet)
-                tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), file=sys.stderr)
-                pace.exclude(time.perf_counter() - began)
+                look_at_strangers(step)
             if asked:
                 break
     if leads:
@@ -165,12 +178,34 @@ def check_batch(cfg: TrainConfig, parts: int) -> None:
         )
 
 
+def pin_models(cfg: TrainConfig) -> TrainConfig:
+    """Where a frozen model comes from another run, which may go on meanwhile: the checkpoint of it that this run began with, or else its newest."""
+    began = runs.read_run(cfg.out)["settings"] if (cfg.out / runs.RUN_FILE).is_file() else {}
+
+    def pinned(name: str) -> Path | None:
+        path, then = getattr(cfg.models, name), Path(began.get(f"models.{name}") or "")
+        if path is None or then.parent.parent != path or not runs.is_run(path):
+            return runs.pinned(path)
+        if not runs.is_checkpoint(then):
+            raise InputError(f"{cfg.out} began with {then}, which is gone; put it back, or say --models.{name} CHECKPOINT --accept-changes")
+        return then
+
+    return dataclasses.replace(cfg, models=dataclasses.replace(cfg.models, **{name: pinned(name) for name in FROZEN}))
+
+
+def validation_is_owed(cfg: TrainConfig, step: int) -> bool:
+    """Whether the run was cut off between the checkpoint of a step and the validation that follows it."""
+    every = cfg.validation.every_steps
+    return every is not None and (step % every == 0 or step >= cfg.steps) and not any(name.startswith("validation") for name in runs.logged(cfg.out, step))
+
+
 def check_same_run(cfg: TrainConfig, data: Mapping[str, Any], sizes: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raise where a checkpoint belongs to other settings, data or models than this run's."""
     flat = lambda models: {f"{model}.{name}": value for model, values in models.items() for name, value in values.items()}  # noqa: E731
     if other := _differences(flat(meta["models"]), flat(sizes)):
         raise InputError(f"{cfg.out} has checkpoints of models of other sizes: {'; '.join(other)}; choose another --out")
-    content = ("order", "datasets", "records")  # the rest of the data's fingerprint is in the settings
+    # The rest of the data's fingerprint is in the settings. Checkpoints of older versions do not say which features were computed ahead.
+    content = ("order", "datasets", "records", *(["features"] if "features" in meta["data"] else []))
     found = changes(meta["settings"], json.loads(json.dumps(settings(cfg)))) + _differences(
         *({name: part[name] for name in content} for part in (meta["data"], data))
     )

@@ -33,7 +33,7 @@ def open_models(args: Args) -> Models:
     """The pipeline, on this process's devices."""
     infu, transformer = args.infu or TINY / "InfiniteYou-tiny", args.transformer
     own = runs.models_of(infu) if runs.is_run(infu) else {}
-    infu, transformer = (path and (runs.newest(path) if runs.is_run(path) and not runs.is_checkpoint(path) else path) for path in (infu, transformer))
+    infu, transformer = runs.pinned(infu), runs.pinned(transformer)
     places = {name: getattr(args, name) or own.get(name) for name in ("base", "arcface", "autoencoder")}
     transformer, base = transformer or own.get("transformer"), places["base"] or TINY / "FLUX.1-tiny"
     loras = [file_and_scale(text) for text in args.lora]

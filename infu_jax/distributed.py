@@ -58,6 +58,8 @@ class StopRequest:
     def _ask(self, number: int, _) -> None:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second ctrl-C does not wait for the step
+        if not self._asked and jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
         self._asked = True
 
     def at(self, step: int) -> bool:

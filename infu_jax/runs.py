@@ -1,6 +1,7 @@
 """A training run on disk: what lies where. Reading here needs neither JAX nor Orbax; `run_state` writes and restores.
 
 RUN/run.json                     which run this is: settings and model sizes, for people and for `sample.py --infu RUN`
+RUN/log.jsonl                    what `metrics.RunLog` was told, one JSON object a line, with `step`
 RUN/checkpoints/<step>/          written by Orbax under another name and renamed when it is whole
     <model>/, <model>_ema/       trained weights, float32, by parameter path
     optimizer/                   moments and counters
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from infu_jax.errors import InputError
 
-RUN_FILE, CHECKPOINTS, META, EMA = "run.json", "checkpoints", "meta", "_ema"
+RUN_FILE, LOG_FILE, CHECKPOINTS, META, EMA = "run.json", "log.jsonl", "checkpoints", "meta", "_ema"
 
 
 class Saved(NamedTuple):
@@ -67,6 +68,11 @@ def newest(run: Path) -> Path:
     return steps[-1][1]
 
 
+def pinned(path: Path | None) -> Path | None:
+    """A run's newest checkpoint in the place of the run, which may go on meanwhile; any other path as it is."""
+    return newest(path) if path is not None and is_run(path) and not is_checkpoint(path) else path
+
+
 def read_meta(step: Path) -> dict[str, Any]:
     """What a checkpoint says about itself."""
     try:
@@ -90,6 +96,20 @@ def models_of(run: Path) -> dict[str, Path]:
     folder = Path(stored.get("folder", ""))  # paths in settings are seen from it; where there is nothing, they are names on a hub
     found = {name: stored["settings"].get(f"models.{name}") for name in ("base", "transformer", "autoencoder", "arcface")}
     return {name: folder / place if (folder / place).exists() else Path(place) for name, place in found.items() if place is not None}
+
+
+def logged(run: Path, step: int) -> set[str]:
+    """Names of the numbers that a run's log has of a step."""
+    names: set[str] = set()
+    if (run / LOG_FILE).is_file():
+        for line in (run / LOG_FILE).read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the process died while it wrote this line
+            if values.get("step") == step:
+                names |= values.keys()
+    return names
 
 
 def write_run(run: Path, content: Mapping[str, Any]) -> None:

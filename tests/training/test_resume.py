@@ -75,10 +75,45 @@ def test_other_settings_are_refused(train, whole, tmp_path):
         train(out, "--steps", 5, "--seed", 1, "--optimizer.learning-rate", 1e-2)
     with pytest.raises(InputError, match=r"models of other sizes: infusenet.depth_single_blocks 2 -> 3; choose another --out"):
         train(out, "--steps", 5, "--models.infusenet-blocks", 1, 3)
+    with pytest.raises(InputError, match=r"dtype float32 -> bfloat16; features \['arcface', 'clip', 'control', 'latents', 't5'\] -> \['latents'\]\."):
+        train(out, "--steps", 5, "--dtype", "bfloat16", "--data.features", "latents")
     before = saved(out, 4)
     train(out, "--steps", 5, "--optimizer.learning-rate", 1e-2, "--accept-changes", "--log-every-steps", 3)
     assert_same(saved(out, 4), before)
     assert lines(out)[-1]["step"] == 5 and abs(lines(out)[-1]["learning_rate"] - 1e-2) < 1e-9
+
+
+def test_a_base_that_another_run_trains_on(train, tmp_path):
+    """A run stays with the checkpoint of its base that it began with."""
+    base, out, alone, given = tmp_path / "base", tmp_path / "run", tmp_path / "alone", ("--checkpoint.every-steps", 1)
+    train(base, *given, "--trainable", "base", "--steps", 1)
+    first = base / "checkpoints" / "1"
+    train(out, *given, "--models.transformer", base, "--steps", 1)
+    train(base, *given, "--trainable", "base", "--steps", 2)
+    train(out, *given, "--models.transformer", base, "--steps", 2)
+    assert runs.read_run(out)["settings"]["models.transformer"] == str(first)
+    train(alone, *given, "--models.transformer", first, "--steps", 2)
+    assert_same(saved(out, 2), saved(alone, 2))
+    train(tmp_path / "later", *given, "--models.transformer", base, "--steps", 1)
+    assert runs.read_run(tmp_path / "later")["settings"]["models.transformer"] == str(base / "checkpoints" / "2")
+    shutil.rmtree(first)
+    with pytest.raises(InputError, match="run began with .*checkpoints/1, which is gone; put it back, or say --models.transformer CHECKPOINT --accept-changes"):
+        train(out, *given, "--models.transformer", base, "--steps", 3)
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(train, whole, tmp_path):
+    """After the last step too, where nothing else is left to do."""
+    out, often = tmp_path / "run", ("--validation.every-steps", 2, "--validation.batches", 1, "--validation.pictures", 0)
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "4")
+    train(out, *often)
+    assert [(line["step"], "validation/loss" in line) for line in lines(out)] == [(1, False), (2, False), (2, True), (3, False), (4, False), (4, True)]
+    path = out / "log.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(text[:-1]))
+    assert "finished already" not in train(out, *often).out
+    assert {**lines(out)[-1], "step": 0} == {**json.loads(text[-1]), "step": 0} and len(lines(out)) == 6
+    assert "finished already" in train(out, *often).out
 
 
 def test_sigterm_saves_and_exits_cleanly(recipe, tmp_path):
@@ -128,7 +163,7 @@ def newest(out):
 
 @pytest.mark.slow
 def test_two_processes_stop_and_go_on(recipe, whole, tmp_path):
-    """Four simulated devices each, one process told to stop: both save at the same step, go on, and end as one process does."""
+    """Four simulated devices each, one process told to stop by ctrl-C: both save at the same step, go on, and end as one process does."""
     out, mesh = tmp_path / "run", ("--mesh.data", 2, "--mesh.fsdp", 4)
 
     def both(*options):
@@ -140,7 +175,7 @@ def test_two_processes_stop_and_go_on(recipe, whole, tmp_path):
 
     first = both("--steps", 1000, "--checkpoint.every-steps", 1000)
     wait_for_step(out, 1, first[0])
-    first[1].send_signal(signal.SIGTERM)
+    first[1].send_signal(signal.SIGINT)
     said = [finish(process)[0] for process in first]
     step = int(runs.newest(out).name)
     assert "stopped as asked" in said[0] and "stopped" not in said[1]
