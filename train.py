@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
 import math
@@ -35,7 +36,15 @@ def main() -> None:
     cfg = recipes.read(sys.argv[1:], doc=__doc__, program="train.py")
     check_writable(cfg.out)
 
-    # Heavy imports come after the checks above, so that --help and mistakes answer at once.
+    from infu_jax import distributed  # heavy, as are imports below: --help and mistakes answer at once
+
+    distributed.initialize(cfg.distributed)
+    with contextlib.ExitStack() as held:
+        train(pin_models(cfg), held)
+
+
+def train(cfg: TrainConfig, held: contextlib.ExitStack) -> None:
+    """The run, from where it is to its end; its folder is put into `held` once there is anything to write."""
     import jax
     from tqdm import tqdm
 
@@ -44,8 +53,6 @@ def main() -> None:
     from infu_jax.metrics import Pace, RunLog
     from infu_jax.sharding import check_heads, check_tokens, make_mesh, place_batch
 
-    distributed.initialize(cfg.distributed)
-    cfg = pin_models(cfg)
     if cfg.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cfg.compilation_cache.absolute()))
     mesh = make_mesh(**dataclasses.asdict(cfg.mesh))
@@ -65,6 +72,8 @@ def main() -> None:
     check_tokens(mesh, cfg.data.t5_length, *queries, *(height // 16 * (width // 16) for height, width in loader.buckets))
     schedule = flow.read_schedule(cfg.models.base, base, cfg.models.transformer is not None)
 
+    if leads:
+        held.enter_context(alone(cfg.out))
     checkpoints = run_state.Checkpoints(cfg.out, cfg.checkpoint)
     abstract = training.abstract_state(cfg, trained, mesh)
     data = {**loader.fingerprint, "features": sorted(loader.features)}
@@ -164,6 +173,20 @@ def main() -> None:
                 break
     if leads:
         print(f"{checkpoints.folder / str(step)}  {'stopped as asked; the same command goes on from here' if step < cfg.steps else 'finished'}", flush=True)
+
+
+@contextlib.contextmanager
+def alone(out: Path):
+    """Holds the run's folder, so that no second train.py writes into it, as a job that is queued again might while the first one ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another train.py works in {out}; wait for it, or choose another --out") from None
+        except OSError as e:
+            warnings.warn(f"{out} cannot be locked ({e}); see to it that no other train.py works in it", stacklevel=3)
+        yield
 
 
 # Settings -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train as script
 from infu_jax import flops, runs, training
 from infu_jax.checkpoint import load_model, params_of
 from infu_jax.config import FluxConfig, InfuseNetConfig
@@ -172,6 +173,14 @@ def test_bad_input(train, tmp_path, options, message):
 def test_features_that_are_not_there(people, train, tmp_path):
     with pytest.raises(InputError, match=r"latents.*data_pipeline.precompute"):
         train(tmp_path / "run", "--data.paths", people, "--data.features", "latents", "t5")
+
+
+def test_one_at_a_time(train, tmp_path):
+    """The lock ends with who holds it, and is the run's own: others work beside it."""
+    with script.alone(tmp_path), pytest.raises(InputError, match=f"another train.py works in {tmp_path}; wait for it, or choose another --out"):
+        train(tmp_path)
+    with script.alone(tmp_path), script.alone(tmp_path.parent):
+        pass
 
 
 def test_bad_commands(tmp_path):
