@@ -222,14 +222,23 @@ class Records:
         return len(self.source)
 
     def __getitem__(self, number: SupportsIndex) -> Record:
-        """Raises IndexError beyond the end and InputError, naming dataset and number, for a damaged record."""
+        """Raises IndexError beyond the end and InputError, naming dataset, number and file, for a damaged record."""
         number = number.__index__()
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {self.directory}, split {self.split}, which has {len(self)}")
         try:
-            return decode(self.source[number])
+            stored = self.source[number]
+        except RuntimeError as error:  # ArrayRecord's only one, for bytes that are not what was written, and for a file that cannot be opened or read
+            raise self._damaged(number, error) from error
+        try:
+            return decode(stored)
         except InputError as error:
-            raise InputError(f"{self.directory}, split {self.split}, record {number}: {error}") from error
+            raise self._damaged(number, error) from error
+
+    def _damaged(self, number: int, error: Exception) -> InputError:
+        split = self.source.dataset_info.splits[self.split]
+        file = split.filepaths[int(np.searchsorted(np.cumsum(split.shard_lengths), number, side="right"))]
+        return InputError(f"{self.directory}, split {self.split}, record {number}: {file} is damaged or cannot be read ({error}); copy this file again")
 
 
 def open_records(directory: epath.PathLike, split: str) -> Records:

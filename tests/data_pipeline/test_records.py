@@ -123,6 +123,25 @@ def test_datasets_that_are_none(dataset, tmp_path):
         open_records(tmp_path / "other", "train")
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "short", "empty"])
+def test_damaged_files(pairs_dataset, tmp_path, damage):
+    """The file of the record is named, and records of other files can be read."""
+    whole = open_records(pairs_dataset, "train")
+    folder = tmp_path / "data"
+    shutil.copytree(pairs_dataset, folder)
+    first, second = sorted(folder.glob("spms-train*"))
+    data = second.read_bytes()
+    at = data.index(whole[len(whole) - 1].target) + 1000
+    # ArrayRecord pads to 64 KiB with zeros, which a file that was cut there can end with, too: such records come back empty.
+    changed = {"flipped": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "cut": data[: len(data) // 2], "short": data[:0x10000], "empty": b""}
+    second.write_bytes(changed[damage])
+    damaged = open_records(folder, "train")
+    assert damaged[0].key == whole[0].key and damaged[len(whole) // 2 - 1].key == whole[len(whole) // 2 - 1].key
+    with pytest.raises(InputError, match=rf"{folder}, split train, record 11: {second} is damaged or cannot be read \(.+\); copy this file again") as said:
+        damaged[len(whole) - 1]
+    assert pickle.loads(pickle.dumps(said.value)).args == said.value.args  # it comes from worker processes
+
+
 # Pictures
 
 
