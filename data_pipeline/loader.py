@@ -30,6 +30,9 @@ computed ahead by `data_pipeline.precompute`.
     epoch           (b,) int32
 """
 
+import multiprocessing
+import os
+import signal
 import sys
 import threading
 import warnings
@@ -200,6 +203,22 @@ def _own(batch: Batch) -> Batch:
     return {name: np.array(array) for name, array in batch.items()}
 
 
+def _live_as_long_as_the_parent(worker: int, workers: int) -> None:
+    """What a worker process begins with.
+
+    Ctrl-C and scancel signal all processes at once. It is for the parent to say what that means: a training run saves first, which takes
+    batches to come to. Grain ends workers by an event, or by SIGKILL; of a parent that was killed it does not hear.
+    """
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="data-parent", daemon=True).start()
+
+
 class Loader:
     """One process's batches. Close it, or use it in a with statement: worker processes then end at once."""
 
@@ -228,7 +247,8 @@ class Loader:
         if cfg.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain asks absl, which wants to have seen a command line
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=cfg.workers, per_worker_buffer_size=1)).map(_own)
+            how = grain.MultiprocessingOptions(num_workers=cfg.workers, per_worker_buffer_size=1)
+            batches = batches.mp_prefetch(how, worker_init_fn=_live_as_long_as_the_parent).map(_own)
         iterator = iter(batches)
         self._iterators.add(iterator)
         return iterator

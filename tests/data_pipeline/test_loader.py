@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -432,7 +433,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(load, damaged, workers):
 # How it ends --------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from data_pipeline.loader import open_loader
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
@@ -452,22 +453,56 @@ def main(dataset, tiny, closes, workers):
         print("left:", left)
     if closes == "raise":
         raise SystemExit(7)
+    if closes == "signals":
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: None)
+            os.killpg(0, name)
+        kept = [next(iterator) for _ in range(40)]  # many more than had been made
+        print("batches:", len(kept))
+    if closes == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("closes, workers", [("close", 2), ("forget", 2), ("raise", 2), ("forget", 0)])
-def test_everything_ends_with_the_script(dataset, tiny, tmp_path, closes, workers):
-    """No process, no shared memory and no complaint is left, whether a loader is closed or not."""
-    (tmp_path / "script.py").write_text(SCRIPT)
+@pytest.fixture
+def run_script(dataset, tiny, tmp_path):
+    """Runs SCRIPT in a process group of its own until all its processes have ended, as they hold its output: return code, stdout, stderr."""
+
+    def run_script(closes, workers):
+        (tmp_path / "script.py").write_text(SCRIPT)
+        command = [sys.executable, str(tmp_path / "script.py"), str(dataset), str(tiny[0]), closes, str(workers)]
+        how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        with subprocess.Popen(command, **how) as script:
+            try:
+                out, errors = script.communicate(timeout=120)
+            except BaseException:
+                os.killpg(script.pid, signal.SIGKILL)
+                raise
+        return script.returncode, out, errors
+
     before = set(os.listdir("/dev/shm"))
-    command = [sys.executable, str(tmp_path / "script.py"), str(dataset), str(tiny[0]), closes, str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (done.returncode, done.stderr) == (7 if closes == "raise" else 0, "")
-    assert closes != "close" or done.stdout.startswith("left: []\n")
+    yield run_script
     assert {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} <= before
+
+
+@pytest.mark.parametrize("closes, workers", [("close", 2), ("forget", 2), ("raise", 2), ("forget", 0)])
+def test_everything_ends_with_the_script(run_script, closes, workers):
+    """No process, no shared memory and no complaint is left, whether a loader is closed or not."""
+    code, out, errors = run_script(closes, workers)
+    assert (code, errors) == (7 if closes == "raise" else 0, "")
+    assert closes != "close" or out.startswith("left: []\n")
+
+
+def test_workers_leave_signals_to_their_parent(run_script):
+    """Ctrl-C and scancel signal them, too; batches still come, and workers end when the parent does."""
+    assert run_script("signals", 2) == (0, "batches: 40\n", "")
+
+
+def test_workers_end_when_their_parent_is_killed(run_script):
+    assert run_script("killed", 2)[0] == -signal.SIGKILL
 
 
 # Its benchmark ------------------------------------------------------------------------------------
