@@ -214,6 +214,53 @@ def test_the_log_forgets_what_was_cut_off(tmp_path):
     assert lines(tmp_path)[0]["bad"] is None
 
 
+@pytest.fixture
+def room():
+    """Limits the size of files; writing more fails as on a full disk, after what fits. None: no limit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (limits[0] if size is None else size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_a_warning_and_costs_no_line(tmp_path, room):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = lambda: [line["step"] for line in lines(tmp_path)]  # noqa: E731
+    with RunLog(tmp_path, 0) as log:
+        log.scalars(1, {"loss": 1.0})
+        room((tmp_path / "log.jsonl").stat().st_size + 10)  # of the next line there is room for a part
+        with pytest.warns(UserWarning) as said:
+            log.scalars(2, {"loss": 2.0})
+            assert steps() == [1]
+            log.scalars(3, {"loss": 3.0})
+            log.picture(3, "validation", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        assert [str(warning.message).partition(" cannot be written (File too large); ")[::2] for warning in said] == [
+            (str(tmp_path / "log.jsonl"), "the run goes on, and its lines wait for room"),
+            (str(next((tmp_path / "tensorboard").iterdir())), "the run goes on, and its charts have a gap"),
+            (str(tmp_path / "pictures" / "validation_0000003.png"), "the run goes on without this picture"),
+        ]
+        assert steps() == [1] and not list((tmp_path / "pictures").iterdir())
+        room(None)
+        log.scalars(4, {"loss": 4.0})
+        assert steps() == [1, 2, 3, 4]
+    charts = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in charts.Scalars("loss")] == [1, 4]
+
+
+def test_lines_that_a_full_disk_cost_are_counted(tmp_path, room):
+    with pytest.warns(UserWarning) as said, RunLog(tmp_path, 0) as log:
+        log.scalars(1, {"loss": 1.0})
+        room((tmp_path / "log.jsonl").stat().st_size + 10)
+        for step in (2, 3):
+            log.scalars(step, {"loss": 1.0})
+    assert str(said[-1].message) == f"{tmp_path / 'log.jsonl'} lacks its last 2 lines, which cannot be written (File too large)"
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    room(5)
+    with pytest.raises(InputError, match="log.jsonl cannot be written .*; make room, then the same command goes on"):
+        RunLog(tmp_path, 1)
+    assert [line["step"] for line in lines(tmp_path)] == [1] and not list(tmp_path.glob(".*"))
+
+
 def test_counted_flops():
     """One FLUX forward at 1024 x 1024 with 512 text tokens is 7.44e13; the step is more than its forward and less than training all."""
     base = flops.flux_flops(FluxConfig(), 4096, 512)
