@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from infu_jax.errors import InputError
-from infu_jax.pictures import save_png
+from infu_jax.pictures import read_recipe, save_png
 
 LOG_FILE, CHARTS, PICTURES = "log.jsonl", "tensorboard", "pictures"
 
@@ -41,6 +41,7 @@ class RunLog:
         path = run / LOG_FILE
         if path.exists():
             _keep_until(path, start)
+        _drop_pictures(run / PICTURES, start)
         self._waiting: list[str] = []  # lines that are not in the log yet
         self._told: set[Path] = set()
         self._log = _Pieces(path)
@@ -71,8 +72,7 @@ class RunLog:
         path = self._run / PICTURES / f"{name}_{step:07d}.png"
         with self._tolerant(path, "the run goes on without this picture"):
             path.parent.mkdir(exist_ok=True)
-            if not path.exists():  # it does where the run was cut off after it and comes by again
-                save_png(path, image, {"synthetic": True, "run": str(self._run), "step": step})
+            save_png(path, image, {"synthetic": True, "run": str(self._run), "step": step})
 
     def _chart(self, step: int, values: list[Summary.Value]) -> None:
         self._event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
@@ -152,6 +152,17 @@ def _keep_until(path: Path, step: int) -> None:
         raise InputError(f"{path} cannot be written ({e.strerror or e}); make room, then the same command goes on") from e
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _drop_pictures(folder: Path, step: int) -> None:
+    """Drop the pictures of later steps, as `RunLog` wrote them."""
+    for path in folder.glob("*.png"):
+        try:
+            made = read_recipe(path).get("step", 0)
+        except InputError:
+            continue  # somebody else's
+        if made > step:
+            path.unlink()
 
 
 class Pace:

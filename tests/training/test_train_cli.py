@@ -261,6 +261,19 @@ def test_lines_that_a_full_disk_cost_are_counted(tmp_path, room):
     assert [line["step"] for line in lines(tmp_path)] == [1] and not list(tmp_path.glob(".*"))
 
 
+def test_pictures_of_abandoned_steps_go(tmp_path):
+    """Others stay: those up to the step that the run goes on from, and those that are not its own."""
+    picture = lambda step: tmp_path / "pictures" / f"validation_{step:07d}.png"  # noqa: E731
+    with RunLog(tmp_path, 0) as log:
+        for step in (2, 4, 6):
+            log.picture(step, "validation", np.full((4, 4, 3), step, np.uint8))
+    Image.new("RGB", (4, 4)).save(picture(9))
+    with RunLog(tmp_path, 4) as log:
+        assert picture(2).exists() and picture(4).exists() and not picture(6).exists() and picture(9).exists()
+        log.picture(6, "validation", np.full((4, 4, 3), 60, np.uint8))
+    assert [np.asarray(Image.open(picture(step)))[0, 0, 0] for step in (4, 6)] == [4, 60]
+
+
 def test_counted_flops():
     """One FLUX forward at 1024 x 1024 with 512 text tokens is 7.44e13; the step is more than its forward and less than training all."""
     base = flops.flux_flops(FluxConfig(), 4096, 512)
