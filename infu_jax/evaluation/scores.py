@@ -128,7 +128,7 @@ def face_columns(seen: Measured, gallery: Measured, at: np.ndarray, others: Meas
     """Columns of similarity and rank-1; with other photos copy gap, and if everybody has some that shows a face, rank-1 by other photos.
 
     gallery: the photo of each person; at: the person of each picture. others: more photos of them, of persons `of`; where these are the pictures
-        themselves (`seen is others`), each is compared with the rest, and has no copy gap.
+        themselves (`seen is others`), each is compared with the rest, and has no copy gap; without a rest that shows a face, its rank-1 is NaN.
     """
     columns = {}
     for name, faces in seen.faces.items():
@@ -138,8 +138,9 @@ def face_columns(seen: Measured, gallery: Measured, at: np.ndarray, others: Meas
         if others is not None:
             known, rest = statistics.templates(others.faces[name], of, len(gallery.faces[name]))
             own = rest if seen is others else known[at]
-            if np.isfinite(known).all() and np.isfinite(own).all(axis=1).any():
-                columns[f"rank_1_others/{name}"] = statistics.rank_1(faces, known, at, own).astype(np.float64)
+            enrolled = np.isfinite(own).all(axis=1)  # whether anything is left to know the person by; not whether the picture has a face
+            if np.isfinite(known).all() and enrolled.any():
+                columns[f"rank_1_others/{name}"] = np.where(enrolled, statistics.rank_1(faces, known, at, own), np.nan)
             if seen is not others:
                 columns[f"copy_gap/{name}"] = likeness - _mean_likeness(faces, at, others.faces[name], of)
     return columns

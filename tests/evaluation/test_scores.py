@@ -96,8 +96,13 @@ def test_what_is_measured_becomes_columns():
     np.testing.assert_allclose(columns["copy_gap/r"], expected, atol=1e-12)
     np.testing.assert_array_equal(columns["rank_1_others/r"], [0, 1, 1, 0])  # their mean is at 29 degrees, so 60 is nearer to 90
     themselves = table.face_columns(others, photos, of, others, of)
-    np.testing.assert_array_equal(themselves["rank_1_others/r"], [1, 1, 0])  # the last has no other photo but itself
+    np.testing.assert_array_equal(themselves["rank_1_others/r"], [1, 1, NAN])  # nothing but itself to know the last by
     assert "copy_gap/r" not in themselves
+    faces = unit(20, 38, 90, 0)
+    faces[3] = NAN
+    with_faceless = Measured(np.stack([flat] * 4), {"r": faces}, {})
+    found = table.face_columns(with_faceless, photos, np.array([0, 0, 1, 1]), with_faceless, np.array([0, 0, 1, 1]))
+    np.testing.assert_array_equal(found["rank_1_others/r"], [1, 1, NAN, 0])  # without a face a miss, as the third shows whom to look for
     fewer = Measured(others.keypoints[:2], {"r": others.faces["r"][:2]}, {})
     assert "rank_1_others/r" not in table.face_columns(Measured(points, {"r": faces}, {}), photos, at, fewer, of[:2])  # nobody knows the second
     looks = table.looks(Measured(points, {}, {}))
