@@ -105,7 +105,7 @@ def statistic(scores: Scores, key: str) -> statistics.Statistic | None:
     looks = {"pose": ("yaw", "roll"), "expression": ("mouth",), **{axis: (axis,) for axis in POSE}}
     if source in ("copy", "prompt") and what in looks:
         stack = lambda before: np.stack([scores.columns[before + name] for name in looks[what]], axis=1)  # noqa: E731
-        return statistics.concordance(stack(""), stack(PHOTO)) if source == "copy" else statistics.shared(stack(""), scores.prompts)
+        return statistics.concordance(stack(""), stack(PHOTO)) if source == "copy" else statistics.shared(stack(""), scores.who, scores.prompts)
     if wanted not in scores.columns:
         return None
     values = scores.columns[wanted]

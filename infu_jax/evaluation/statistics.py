@@ -82,32 +82,64 @@ def concordance(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Sta
     return statistic
 
 
-def shared(values: Float[np.ndarray, "n k"], group: Sequence[int]) -> Statistic:
-    """Which part of the variance of `values`, over all k columns together, their group decides: the intraclass correlation.
+def shared(values: Float[np.ndarray, "n k"], who: Sequence[str], prompt: Sequence[int]) -> Statistic:
+    """Which part of the variance of `values`, over all k columns together, the prompt decides: an intraclass correlation.
 
-    Mean product, over pairs of different rows of one group, of their distances from the mean, over the variance: 1 if rows of one group are
-    equal, 0 if they are no more alike than others (it can be a little negative). Rows with a NaN are left out. NaN where no group has two
-    rows or nothing varies.
+    var(prompt) / (var(person) + var(prompt) + var(rest)) of the two-way random-effects model value = mean + person + prompt + rest, ICC(2,1) of
+    Shrout and Fleiss (1979): 1 if a prompt's pictures are equal whoever they show, 0 on average if they are no more alike than others. It can be
+    negative by chance, not below -1.
+
+    The variances are those of ANOVA (method of moments) in each 2 x 2 table of two people with the same two prompts, averaged over all such tables;
+    in a full table of people and prompts that is the usual two-way ANOVA. So people are compared only within sets that share prompts, and what sets them
+    apart, as women's prompts from men's, does not count; sets count by their 2 x 2 tables. A negative estimate of var(person) is taken as 0.
+
+    At most one row for each person and prompt. Rows with a NaN are left out. NaN where no two people share two prompts, or nothing varies.
     """
     there = np.isfinite(values).all(axis=1)
-    values = values[there]
-    values = values - (values.mean(axis=0) if len(values) else 0.0)
-    groups, place = np.unique(np.asarray(group)[there], return_inverse=True)
-    member = np.eye(len(groups))[place]  # (n, groups)
+    values = values[there] - (values[there].mean(axis=0) if there.any() else 0.0)
+    people, row = np.unique(np.asarray(who)[there], return_inverse=True)
+    numbers, column = np.unique(np.asarray(prompt)[there], return_inverse=True)
 
-    def statistic(weights: Weights) -> Float[np.ndarray, " r"]:
-        w = weights[:, there]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            centre = w @ values / w.sum(axis=1, keepdims=True)
-            products = variance = 0.0
-            for n in range(values.shape[1]):
-                away = w * (values[:, n] - centre[:, n : n + 1])
-                products = products + ((away @ member) ** 2).sum(1) - (away**2).sum(1)  # a row, however often drawn, is no pair with itself
-                variance = variance + (away * (values[:, n] - centre[:, n : n + 1])).sum(1) / w.sum(1)
-            pairs = ((w @ member) ** 2).sum(1) - (w**2).sum(1)
-            return np.where((pairs > 0) & (variance > 1e-9), products / pairs / variance, np.nan)
+    def table(x: Float[np.ndarray, " m"]) -> Float[np.ndarray, "people prompts"]:
+        full = np.zeros((len(people), len(numbers)))
+        full[row, column] = x
+        return full
 
-    return statistic
+    columns = [table(x) for x in values.T]
+    blocks = [np.ix_(*block) for block in _connected(table(np.ones(len(row))) > 0)]
+    pairs = lambda m: m.sum() - np.trace(m)  # of different people  # noqa: E731
+
+    def one(weights: Float[np.ndarray, " n"]) -> float:
+        # A pair of rows of one prompt weighs sqrt(w w'), a 2 x 2 table the product of its two pairs. Products of tables below are sums over prompts for
+        # each pair of people; two prompts that are one give differences of 0 in the first two sums, and are taken off in the others.
+        tables = prompts = within = persons = 0.0
+        drawn = table(weights[there])
+        for block in blocks:
+            w = drawn[block]
+            s = np.sqrt(w)
+            count = s @ s.T
+            tables += pairs(count**2 - w @ w.T)
+            for y in (full[block] for full in columns):
+                sums = (s * y) @ s.T  # [a, b]: of a, over the prompts that b has too
+                prompts += pairs(count * ((s * y) @ (s * y).T) - sums * sums.T)
+                within += pairs(count * ((s * y**2) @ s.T) - sums**2)  # of prompt and rest
+                persons += pairs((sums - sums.T) ** 2 / 2 - (w * y**2) @ w.T + (w * y) @ (w * y).T)
+        total = within + max(persons, 0.0)
+        return prompts / total if tables > 1e-6 and total > 1e-9 * tables else float("nan")
+
+    return lambda weights: np.array([one(w) for w in weights])
+
+
+def _connected(there: Bool[np.ndarray, "people prompts"]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Sets of people that share prompts, also by way of others, and their prompts, as masks; what is outside of the sets is empty."""
+    sets, left = [], np.ones(len(there), bool)
+    while left.any():
+        people = np.arange(len(there)) == np.argmax(left)
+        while (grown := there[:, there[people].any(axis=0)].any(axis=1)).sum() > people.sum():
+            people = grown
+        sets.append((people, there[people].any(axis=0)))
+        left &= ~people
+    return sets
 
 
 def resamples(who: Sequence[str], prompt: Sequence[int], count: int, seed: int) -> Weights:

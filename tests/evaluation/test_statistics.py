@@ -57,20 +57,75 @@ def test_concordance():
 
 def test_shared():
     column = lambda *x: np.array(x, float)[:, None]  # noqa: E731
-    value = lambda a, g: shared(a, g)(ONE(len(a)))[0]  # noqa: E731
-    groups = [1, 1, 2, 2]
-    assert value(column(3, 3, 7, 7), groups) == pytest.approx(1)
-    assert value(column(1, -1, 1, -1), groups) == pytest.approx(-1)  # two pairs, each of product -1, variance 1
-    assert value(column(0, 2, 4, 6), groups) == pytest.approx((3 * 1 + 1 * 3) / 2 / 5)  # away -3 -1 1 3
-    assert np.isnan(value(column(1, 2, 3, 4), [1, 2, 3, 4])) and np.isnan(value(column(5, 5, 5, 5), groups))
+    value = lambda a, who, prompts: shared(a, list(who), prompts)(ONE(len(a)))[0]  # noqa: E731
+    cross = "abab", [1, 1, 2, 2]
+    assert value(column(3, 3, 7, 7), *cross) == pytest.approx(1)
+    assert value(column(1, -1, 1, -1), *cross) == pytest.approx(0)  # people differ, prompts do not
+    assert value(column(1, -1, -1, 1), *cross) == pytest.approx(-1)  # what a prompt does to one it undoes to the other
+    assert value(column(0, 2, 4, 6), *cross) == pytest.approx(8 / (8 + 2))  # variances of (0, 4) and (0, 2), and no rest
+    assert value(column(0, 0, 4, 0), *cross) == pytest.approx(0)  # every mean square is 4
+    assert np.isnan(value(column(1, 2, 3, 4), "abab", [1, 2, 3, 4])) and np.isnan(value(column(5, 5, 5, 5), *cross))
+    assert np.isnan(value(column(1, 2, 3), "aaa", [1, 2, 3])) and np.isnan(value(column(1, 2, 3), "abc", [1, 1, 1]))
+    assert np.isnan(value(column(1, 2, 3), "aab", [1, 2, 2])) and np.isnan(value(column(NAN, NAN), "ab", [1, 1]))  # no 2 x 2 table
     draw = np.random.default_rng(0).standard_normal
     effect, noise = np.repeat(draw((200, 1)), 10, axis=0), draw((2000, 1))
-    assert value(effect + noise, [n // 10 for n in range(2000)]) == pytest.approx(0.5, abs=0.06)
-    assert value(noise, [n // 10 for n in range(2000)]) == pytest.approx(0, abs=0.02)
+    who, prompts = [f"{n % 10}" for n in range(2000)], [n // 10 for n in range(2000)]
+    assert value(effect + noise, who, prompts) == pytest.approx(0.5, abs=0.06)
+    assert value(noise, who, prompts) == pytest.approx(0, abs=0.02)
+    # Several columns: sums of variances. A set of people apart, who share no prompt with the others, adds its tables, but not how it differs from them.
+    a, b = column(0, 2, 4, 6), column(3, 3, 5, 5)
+    assert value(np.hstack([a, b]), *cross) == pytest.approx((8 + 2) / (8 + 2 + 2))
+    assert value(np.vstack([a, 100 + b]), "ababcdcd", [1, 1, 2, 2, 3, 3, 4, 4]) == pytest.approx((8 + 2) / (8 + 2 + 2))
+    assert value(np.vstack([a, column(9, -9)]), "ababcc", [1, 1, 2, 2, 3, 4]) == pytest.approx(8 / 10)  # one alone shares with nobody
     # Drawing a row twice makes no pair of it with itself, and adds its pairs with others.
-    a = column(0, 2, 4, 6, np.nan)
-    assert shared(a, [1, 1, 2, 2, 2])(np.array([[1.0, 1, 1, 1, 1]]))[0] == pytest.approx(value(a[:4], groups))
-    assert np.isnan(shared(a, [1, 1, 2, 2, 2])(np.array([[2.0, 0, 2, 0, 1]]))[0])
+    rows, who, prompts = np.array([[0.0, 2], [4, 7], [5, 1]]), list("abababc"), [1, 1, 2, 2, 3, 3, 3]
+    with_hole = np.append(rows, NAN)[:, None]
+    assert value(with_hole, who, prompts) == pytest.approx(value(rows.reshape(-1, 1), who[:6], prompts[:6]))
+    prompt = within = person = 0
+    for times, (p, q), (r, s) in ((2, rows[0], rows[1]), (2, rows[0], rows[2]), (1, rows[1], rows[2])):
+        prompt += times * (p - r) * (q - s) / 2
+        within += times * ((p - r) ** 2 + (q - s) ** 2) / 4
+        person += times * (p - q) * (r - s) / 2
+    drawn = lambda *weights: shared(with_hole, who, prompts)(np.array([weights], float))[0]  # noqa: E731
+    assert drawn(2, 2, 1, 1, 1, 1, 1) == pytest.approx(prompt / (within + max(person, 0)))
+    assert drawn(3, 6, 3, 6, 3, 6, 1) == pytest.approx(drawn(1, 1, 1, 1, 1, 1, 1))
+    assert np.isnan([drawn(2, 0, 2, 0, 2, 0, 1), drawn(2, 2, 0, 0, 0, 0, 1)]).all()
+
+
+def test_shared_is_anova():
+    """The mean over 2 x 2 tables is, in a full table, what textbooks have of its mean squares."""
+    who, prompt, values = crossed(5, 7, 1, 1, 1)
+    rows, columns = values.mean(1, keepdims=True), values.mean(0)
+    of_people, of_prompts = 7 * rows.var(ddof=1), 5 * columns.var(ddof=1)
+    rest = ((values - rows - columns + values.mean()) ** 2).sum() / (4 * 6)
+    people, prompts = (of_people - rest) / 7, (of_prompts - rest) / 5
+    assert people > 0
+    assert shared(values.reshape(-1, 1), who, prompt)(ONE(35))[0] == pytest.approx(prompts / (people + prompts + rest))
+
+
+@pytest.mark.parametrize(("people", "prompts", "holes"), [(3, 20, 0), (12, 8, 0.2)])
+@pytest.mark.parametrize("apart", [0, 3])
+@pytest.mark.parametrize("person_effect", [0, 1])
+def test_shared_on_average(people, prompts, holes, apart, person_effect):
+    """Women and men have prompts of their own, and may differ as such: nothing where prompts do nothing, and else what they do."""
+
+    def value(prompt_effect, seed):
+        women, men = (crossed(people, prompts, person_effect, prompt_effect, 1, seed=2 * seed + n) for n in (0, 1))
+        values = np.concatenate([women[2].ravel(), men[2].ravel() + apart])
+        values[np.random.default_rng(seed).random(len(values)) < holes] = NAN
+        who, numbers = [*women[0], *(f"man {name}" for name in men[0])], [*women[1], *(prompts + n for n in men[1])]
+        return shared(values[:, None], who, numbers)(ONE(len(who)))[0]
+
+    assert np.mean([value(0, n) for n in range(150)]) == pytest.approx(0, abs=0.02)
+    assert np.mean([value(1, n) for n in range(150)]) == pytest.approx(1 / (2 + person_effect), abs=0.05)
+
+
+def test_interval_of_shared_lies_around_it():
+    """A resample that draws a person twice has nobody more alike."""
+    who, prompt, values = crossed(4, 30, 0.5, 0, 1)
+    statistic = shared(values.reshape(-1, 1), who, prompt)
+    value, low, high = interval(statistic, resamples(who, prompt, 300, seed=0))
+    assert low < 0 < high and np.nanmean(statistic(resamples(who, prompt, 300, seed=0))) == pytest.approx(value, abs=0.02)
 
 
 def test_resamples():
