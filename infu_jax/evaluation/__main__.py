@@ -147,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{folder} has no picture of any of {len(wanted)} pairs; expected names such as {wanted[0].stem}.png")
         if len(there) < len(wanted):
             notes.append(f"{len(wanted) - len(there)} of {len(wanted)} pictures are not there and were left out.")
-        wanted = there
-        people = [who for who in people if any(pair.identity == who for pair in wanted)]
+        wanted = there  # of people nobody is left out: they stay in the gallery of rank-1
     for other in earlier:
         comparing.check_shared(
             args.name, [(pair.identity.name, pair.prompt.number) for pair in wanted], {p.prompt.number: p.prompt.text for p in wanted}, other
@@ -172,17 +171,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             scorers=[make(clip, args.score_batch) for clip, make in clips.values()], name=args.name, settings=_settings(args, controls),
             batch=args.score_batch, done=bar.update,
         )  # fmt: skip
-    notes += _notes(args, mine, people, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
-    notes += [
-        f"The recogniser {name} of {other.name} is another one than here: their similarities cannot be compared, and no differences are given."
-        for other in earlier
-        for name in comparing.namesakes(mine, other)
-    ]
+    painted = [who for who in people if who.name in mine.who]
+    notes += _notes(args, mine, painted, {name: clip.too_long(list(mine.texts.values())) for name, (clip, _) in clips.items()})
+    notes += [note for other in earlier for note in comparing.incomparable(mine, other)]
 
     table = [mine, *earlier, *([reference] if reference else [])]
     rows = [comparing.summary(each, bootstrap) for each in table]
     differences = [comparing.difference(mine, other, bootstrap) for other in earlier]
-    _write(args, mine, people, wanted, folder, comparing.known(table), rows, differences, notes)
+    _write(args, mine, painted, wanted, folder, comparing.known(table), rows, differences, notes)
 
 
 # Options ------------------------------------------------------------------------------------------
@@ -306,7 +302,7 @@ def _settings(args: Args, controls: Sequence[face.Control]) -> dict[str, Any]:
 
 
 def _notes(args: Args, mine: Scores, people: Sequence[Identity], too_long: dict[str, int]) -> list[str]:
-    """What a reader of the numbers must know. too_long: by each CLIP that was used, how many prompts it reads only in part."""
+    """What a reader of the numbers must know. people: who have pictures. too_long: by each CLIP that was used, how many prompts it reads only in part."""
     notes = [f"Recognisers: {'; '.join(r.text for r in mine.recognisers)}."]
     if all(r.conditioned is not False for r in mine.recognisers):
         notes.append("No recogniser is known to be independent of the pictures; a second one (--recogniser) judges more fairly.")
@@ -317,8 +313,11 @@ def _notes(args: Args, mine: Scores, people: Sequence[Identity], too_long: dict[
     if "pickscore" not in too_long:
         notes.append("There is no PickScore: no --pickscore was given.")
     notes += [f"{count} prompts are longer than {name} reads; the rest of them does not count." for name, count in too_long.items() if count]
+    if without := len(mine.people) - len(people):
+        notes.append(f"{without} of {len(mine.people)} people have no pictures; rank-1 is searched among them too.")
     if len(people) < 2:
-        notes.append("There is one person: rank-1 is always right, nothing can be said of copying, and intervals are over prompts only.")
+        rank = "rank-1 is always right, " if len(mine.people) < 2 else ""
+        notes.append(f"The pictures are of one person: {rank}nothing can be said of copying, and intervals are over prompts only.")
     elif not any(who.others for who in people):
         notes.append("No person has other photos: there is no copy gap, and no yardstick for what faces themselves share (--identities, folders).")
     return notes

@@ -69,15 +69,15 @@ def summary(scores: Scores, bootstrap: Bootstrap) -> Row:
 def difference(scores: Scores, other: Scores, bootstrap: Bootstrap) -> Row:
     """scores - other on the people and prompts that both have, resampled together. InputError where they have none in common.
 
-    What recognisers say is left out where the name stands for another one there, see `namesakes`.
+    Measures that are not the same there as here are left out, see `incomparable`.
     """
     places = [{key: n for n, key in enumerate(zip(s.who, s.prompts))} for s in (scores, other)]
     shared = check_shared(scores.name, list(places[0]), scores.texts, other)
     a, b = (s.rows([place[key] for key in shared]) for s, place in zip((scores, other), places))
     weights = statistics.resamples(a.who, a.prompts, bootstrap.resamples, bootstrap.seed)
-    values, apart = {}, namesakes(scores, other)
+    values, apart = {}, {key for keys in incomparable(scores, other).values() for key in keys}
     for measure in measures(scores):
-        if measure.key.partition("/")[2] in apart:
+        if measure.key in apart:
             continue
         pair = statistic(a, measure.key), statistic(b, measure.key)
         if all(s is not None for s in pair):
@@ -94,6 +94,18 @@ def check_shared(name: str, pictures: Sequence[tuple[str, int]], texts: Mapping[
     if not (shared := [key for key in pictures if key in there]):
         raise InputError(f"{other.name} has no picture of the same person and prompt as {name}; they cannot be compared")
     return shared
+
+
+def incomparable(scores: Scores, other: Scores) -> dict[str, list[str]]:
+    """Notes for the reader on what has no difference, each with the keys of the measures."""
+    keys, found = [measure.key for measure in measures(scores)], {}
+    for name in namesakes(scores, other):
+        note = f"The recogniser {name} of {other.name} is another one than here: their similarities cannot be compared, and no differences are given."
+        found[note] = [key for key in keys if key.partition("/")[2] == name]
+    if scores.people != other.people:
+        note = f"Rank-1 of {other.name} was searched among other people ({len(other.people)}) than here ({len(scores.people)}): no differences of it are given."
+        found[note] = [key for key in keys if key.partition("/")[0] in ("rank_1", "rank_1_others")]
+    return found
 
 
 def namesakes(scores: Scores, other: Scores) -> list[str]:

@@ -39,6 +39,7 @@ def judge(
     """Scores of the pictures of `wanted` in `folder`, which must all be there, and those of the other photos of the same people as if they were pictures.
 
     The second, None without other photos, is the yardstick: how like each other, and in how different poses, photos of one person are.
+    people: the gallery, among whom rank-1 is searched; some may have no pictures.
     done: called with how many pictures have been looked at since the last call.
     """
     others = [(n, path) for n, who in enumerate(people) for path in who.others]
@@ -58,12 +59,15 @@ def judge(
     told = tuple(RecogniserInfo(r.name, r.conditioned, fingerprint(r.model)) for r in recognisers)
     texts = {pair.prompt.number: pair.prompt.text for pair in wanted}
     who, numbers = tuple(pair.identity.name for pair in wanted), tuple(pair.prompt.number for pair in wanted)
-    mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts)
-    if more is None:
+    gallery = tuple(sorted(names))
+    mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts, gallery)
+    painted = np.flatnonzero(np.isin(of, at)).tolist()  # other photos of people who have pictures
+    if more is None or not painted:
         return mine, None
     compared = {**scores.looks(more), **scores.photo_columns(photos, of), **scores.face_columns(more, photos, of, more, of)}
     # Each with a prompt of its own: there are none.
-    return mine, Scores(REFERENCE, tuple(names[n] for n in of), tuple(-n for n in range(len(of))), compared, told)
+    reference = Scores(REFERENCE, tuple(names[n] for n in of), tuple(-n for n in range(len(of))), compared, told, gallery=gallery)
+    return mine, reference.rows(painted)
 
 
 def fingerprint(model: ArcFace) -> str:

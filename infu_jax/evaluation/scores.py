@@ -46,6 +46,7 @@ class Scores:
     columns: face (0 or 1), similarity/R, rank_1/R, rank_1_others/R, copy_gap/R for each recogniser R, yaw, pitch, roll, mouth, the last four with `photo_`
         before them, for the photo, and one by the key of each of `fits`, the measures of how well pictures fit their prompts.
     prompts: number of each picture's prompt; texts: the prompts by number.
+    gallery: all people among whom rank-1 is searched, by name, also those without pictures; None in results of earlier versions.
     """
 
     name: str
@@ -56,9 +57,15 @@ class Scores:
     fits: tuple[Measure, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     texts: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    gallery: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.who)
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """The gallery; where it is not known, those who have pictures, who it was in earlier versions of the command."""
+        return tuple(sorted(set(self.who))) if self.gallery is None else self.gallery
 
     def rows(self, keep: Sequence[int]) -> Scores:
         """Some of the pictures."""
@@ -69,7 +76,7 @@ class Scores:
 
 def measures(scores: Scores) -> list[Measure]:
     """All measures in the order of the table; a table leaves out those whose columns it lacks."""
-    out, people = [], len(set(scores.who))
+    out, people = [], len(scores.people)
     for r in scores.recognisers:
         out += [
             Measure(f"id_loss/{r.name}", f"ID Loss, {r.name}", "down", f"1 - cosine to the photo, over pictures with a face; {r.text}"),
@@ -172,6 +179,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "recognisers": [dataclasses.asdict(r) for r in scores.recognisers],
         "fits": [dataclasses.asdict(m) for m in scores.fits],
         "prompts": {str(number): text for number, text in scores.texts.items()},
+        "gallery": None if scores.gallery is None else list(scores.gallery),
         "pictures": rows,
     }
 
@@ -197,6 +205,7 @@ def read(path: Path) -> Scores:
             tuple(Measure(**m) for m in stored["fits"]),
             stored["settings"],
             {int(number): str(text) for number, text in stored["prompts"].items()},
+            None if stored.get("gallery") is None else tuple(str(name) for name in stored["gallery"]),
         )
     except InputError:
         raise

@@ -191,6 +191,35 @@ def test_scores_a_folder(tmp_path, copies, clip_folder):
     assert "| swapped - copies |" in (other / "table.md").read_text()
 
 
+def test_people_without_pictures_stay_in_the_gallery(tmp_path, copies):
+    """Rank-1 is searched among all, and not compared with one that was searched among fewer."""
+    people = tmp_path / "people"
+    people.mkdir()
+    (people / "genders.csv").write_text("name,gender\nada,woman\ncy,woman\ndan,man\n")
+    for who in ("ada", "cy"):
+        shutil.copy(FACES / f"{who}.png", people)
+    argv = ("--identities", people, "--pictures", copies, "--prompts-per-person", 3, "--resamples", 50)
+    ok(*argv, "--out", tmp_path / "two", "--name", "two")
+    # A third person, whom the pictures of Ada are more like than another photo of herself.
+    for who, angle in (("ada", 10), ("dan", 0)):
+        (people / who).mkdir()
+        for name in ("1.png", "2.png"):
+            Image.open(FACES / "ada.png").rotate(angle, Image.Resampling.BICUBIC).save(people / who / name)
+    (people / "ada.png").unlink()
+    out = tmp_path / "three"
+    _, told = ok(*argv, "--out", out, "--compare", tmp_path / "two" / "scores.json")
+    stored, value = results(out)
+    assert json.loads((tmp_path / "two" / "scores.json").read_text())["gallery"] == ["ada", "cy"] and stored["gallery"] == ["ada", "cy", "dan"]
+    assert value["rank_1/arcface"] == pytest.approx(2 / 5)
+    assert "1 of 3 people have no pictures; rank-1 is searched among them too" in told
+    assert "Rank-1 of two was searched among other people (2) than here (3)" in told
+    measured = stored["differences"][0]["measures"]
+    assert "id_loss/arcface" in measured and "rank_1/arcface" not in measured
+    [reference] = [row for row in stored["rows"] if row["name"] == "other photos of them"]
+    assert reference["pictures"] == 1  # of people with pictures
+    assert "Men</h2>" not in (out / "report.html").read_text()
+
+
 def test_a_converted_clip_is_whole(tmp_path, clip_folder):
     """As transformers' folder is, with its own tokenizer and its own way to prepare pictures; there and back."""
     theirs, ours, back = tmp_path / "theirs", tmp_path / "ours", tmp_path / "back"

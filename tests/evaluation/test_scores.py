@@ -8,7 +8,7 @@ import pytest
 
 from infu_jax.errors import InputError
 from infu_jax.evaluation import scores as table
-from infu_jax.evaluation.comparing import Bootstrap, difference, known, markdown, namesakes, shown, summary
+from infu_jax.evaluation.comparing import Bootstrap, difference, incomparable, known, markdown, namesakes, shown, summary
 from infu_jax.evaluation.measuring import Measure, Measured
 from infu_jax.evaluation.report import Page, html_page
 from infu_jax.evaluation.scores import RecogniserInfo, Scores
@@ -78,6 +78,26 @@ def test_no_difference_between_recognisers_of_one_name():
     assert namesakes(here, there) == ["arcface"] and namesakes(here, here) == namesakes(here, scores()) == []  # older results do not say
 
 
+def test_no_difference_of_rank_1_among_other_people():
+    """Among two it is easier than among ten; everything else can be compared."""
+    ten = tuple("abcdefghij")
+    ranks = {"rank_1/arcface", "rank_1/second", "rank_1_others/second"}
+    others = {"rank_1_others/second": np.ones(6)}
+    make = lambda name, gallery: scores(name, columns={**scores().columns, **others}, gallery=gallery)  # noqa: E731
+    here, same, more, unknown = make("mine", ("a", "b")), make("same", ("a", "b")), make("more", ten), make("unknown", None)
+    everything = difference(here, same, QUICK).values.keys()
+    assert ranks <= everything and not incomparable(here, same)
+    for a, b in ((here, more), (more, here), (more, unknown), (unknown, more)):
+        assert difference(a, b, QUICK).values.keys() == everything - ranks
+    [note] = incomparable(here, more)
+    assert note == "Rank-1 of more was searched among other people (10) than here (2): no differences of it are given."
+    # Earlier results do not say; those who have pictures were all.
+    assert difference(here, unknown, QUICK).values.keys() == difference(unknown, unknown, QUICK).values.keys() == everything
+    assert difference(unknown.rows([0, 1]), unknown, QUICK).values.keys() == everything - ranks
+    [about] = [m.about for m in known([more]) if m.key == "rank_1/arcface"]
+    assert "of 10 photos" in about
+
+
 def test_what_is_measured_becomes_columns():
     """Faces of two people in a plane: cosines known, one picture without a face."""
     unit = lambda *angles: np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])  # noqa: E731
@@ -113,11 +133,14 @@ def test_what_is_measured_becomes_columns():
 
 def test_files(tmp_path):
     path = tmp_path / "scores.json"
-    stored = table.to_json(scores())
+    told = dict(gallery=("a", "b", "c"))
+    stored = table.to_json(scores(**told))
+    path.write_text(json.dumps({k: v for k, v in stored.items() if k not in told}))  # as earlier versions wrote it
+    assert table.to_json(table.read(path)) == table.to_json(scores())
     path.write_text(json.dumps(stored))
     again = table.read(path)
-    for field in ("name", "who", "prompts", "recognisers", "fits", "texts"):
-        assert getattr(again, field) == getattr(scores(), field)
+    for field in ("name", "who", "prompts", "recognisers", "fits", "texts", "gallery"):
+        assert getattr(again, field) == getattr(scores(**told), field)
     assert set(again.columns) == set(scores().columns)
     for name, values in scores().columns.items():
         np.testing.assert_allclose(again.columns[name], values, atol=1e-6)
