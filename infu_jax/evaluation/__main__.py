@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from infu_jax import checkpoint
     from infu_jax.evaluation import judging
     from infu_jax.evaluation.clip import CLIP, clip_score, pick_score
+    from infu_jax.evaluation.measuring import fingerprint
 
     models = {name: checkpoint.load_model(path, "arcface", dtype="float32") for name, path in recognisers.items()}
     tokenizer = args.clip_tokenizer or (args.base / "tokenizer" if (args.base / "tokenizer").is_dir() else None)
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = {name: (CLIP.load(path, tokenizer=tokenizer), make) for name, (path, make) in given.items() if path is not None}
     _check_photos(people, detector)
     if args.pictures is None:
-        _paint(args, wanted, folder, detector, judging.fingerprint(models["arcface"]))
+        _paint(args, wanted, folder, detector, fingerprint(models["arcface"]))
     with tqdm(total=len(wanted), desc="scores", disable=None) as bar:
         mine, reference = judging.judge(
             wanted, people, folder, detector=detector, recognisers=judging.recognisers_of(models, pairs.find(folder, wanted[0])),

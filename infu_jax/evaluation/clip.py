@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from infu_jax import checkpoint
 from infu_jax.errors import InputError
-from infu_jax.evaluation.measuring import Measure
+from infu_jax.evaluation.measuring import Measure, fingerprint
 from infu_jax.evaluation.statistics import cosine
 from infu_jax.models.clip_model import CLIPModel
 from infu_jax.sharding import batch_sharding, make_mesh
@@ -163,6 +163,10 @@ class CosineScore:
     def __init__(self, clip: CLIP, measure: Measure, factor: float = 1.0, batch: int = 16):
         self.clip, self.measure, self.factor, self.batch = clip, measure, factor, batch
         self._texts: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.clip.model)
 
     def __call__(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[np.ndarray, " n"]:
         if new := [text for text in dict.fromkeys(prompts) if text not in self._texts]:

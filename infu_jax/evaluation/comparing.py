@@ -99,12 +99,20 @@ def check_shared(name: str, pictures: Sequence[tuple[str, int]], texts: Mapping[
 def incomparable(scores: Scores, other: Scores) -> dict[str, list[str]]:
     """Notes for the reader on what has no difference, each with the keys of the measures."""
     keys, found = [measure.key for measure in measures(scores)], {}
+    differ = lambda a, b: None not in (a, b) and a != b  # noqa: E731
     for name in namesakes(scores, other):
         note = f"The recogniser {name} of {other.name} is another one than here: their similarities cannot be compared, and no differences are given."
         found[note] = [key for key in keys if key.partition("/")[2] == name]
     if scores.people != other.people:
         note = f"Rank-1 of {other.name} was searched among other people ({len(other.people)}) than here ({len(scores.people)}): no differences of it are given."
         found[note] = [key for key in keys if key.partition("/")[0] in ("rank_1", "rank_1_others")]
+    for fit in scores.fits:
+        if differ(scores.scorers.get(fit.key), other.scorers.get(fit.key)):
+            found[f"{fit.label} of {other.name} is by other weights than here: no difference of it is given."] = [fit.key]
+    here, there = scores.settings.get("detector"), other.settings.get("detector")
+    if differ(here, there):  # it says where faces are, so what is seen in them
+        note = f"Faces of {other.name} were found by {there}, here by {here}: no differences of what is measured in faces are given."
+        found[note] = [key for key in keys if key not in {fit.key for fit in scores.fits}]
     return found
 
 

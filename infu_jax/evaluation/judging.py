@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from infu_jax import face, pictures
-from infu_jax.checkpoint import params_of
 from infu_jax.errors import InputError
 from infu_jax.evaluation import pairs, scores
 from infu_jax.evaluation.identities import Identity
-from infu_jax.evaluation.measuring import Recogniser, Scorer, measure
+from infu_jax.evaluation.measuring import Recogniser, Scorer, fingerprint, measure
 from infu_jax.evaluation.pairs import Pair
 from infu_jax.evaluation.scores import RecogniserInfo, Scores
 from infu_jax.models.arcface import ArcFace
@@ -60,7 +58,8 @@ def judge(
     texts = {pair.prompt.number: pair.prompt.text for pair in wanted}
     who, numbers = tuple(pair.identity.name for pair in wanted), tuple(pair.prompt.number for pair in wanted)
     gallery = tuple(sorted(names))
-    mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts, gallery)
+    weights = {scorer.measure.key: found for scorer in scorers if (found := getattr(scorer, "fingerprint", None)) is not None}
+    mine = Scores(name, who, numbers, columns, told, tuple(scorer.measure for scorer in scorers), settings or {}, texts, gallery, weights)
     painted = np.flatnonzero(np.isin(of, at)).tolist()  # other photos of people who have pictures
     if more is None or not painted:
         return mine, None
@@ -68,14 +67,6 @@ def judge(
     # Each with a prompt of its own: there are none.
     reference = Scores(REFERENCE, tuple(names[n] for n in of), tuple(-n for n in range(len(of))), compared, told, gallery=gallery)
     return mine, reference.rows(painted)
-
-
-def fingerprint(model: ArcFace) -> str:
-    """Which recogniser this is, wherever its file lies and whatever its layout."""
-    digest = hashlib.sha256()
-    for name, value in sorted(params_of(model).items()):
-        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
 
 
 def recognisers_of(models: Mapping[str, ArcFace], example: Path) -> list[Recogniser]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from infu_jax import face
+from infu_jax.checkpoint import params_of
 from infu_jax.models.arcface import ArcFace
 
 
@@ -26,7 +29,10 @@ class Measure:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Says how well pictures fit their prompts, as CLIPScore does (`clip.CosineScore`). `measure` describes the mean of what it says."""
+    """Says how well pictures fit their prompts, as CLIPScore does (`clip.CosineScore`). `measure` describes the mean of what it says.
+
+    It may have a `fingerprint`, a text that says which weights it has: values of other weights are then not compared with it.
+    """
 
     measure: Measure
 
@@ -59,6 +65,14 @@ class Measured:
     keypoints: Float[np.ndarray, "n 5 2"]
     faces: Mapping[str, Float[np.ndarray, "n _"]]
     scores: Mapping[str, Float[np.ndarray, " n"]]
+
+
+def fingerprint(model: nnx.Module) -> str:
+    """Which model this is, by its weights, wherever its file lies and whatever its layout."""
+    digest = hashlib.sha256()
+    for name, value in sorted(params_of(model).items()):
+        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def measure(

@@ -27,7 +27,7 @@ POSE = ("yaw", "pitch", "roll")
 
 @dataclass(frozen=True)
 class RecogniserInfo:
-    """conditioned: whether its embedding made the pictures; None where that is not known. fingerprint: of its weights, `judging.fingerprint`."""
+    """conditioned: whether its embedding made the pictures; None where that is not known. fingerprint: of its weights, `measuring.fingerprint`."""
 
     name: str
     conditioned: bool | None
@@ -47,6 +47,7 @@ class Scores:
         before them, for the photo, and one by the key of each of `fits`, the measures of how well pictures fit their prompts.
     prompts: number of each picture's prompt; texts: the prompts by number.
     gallery: all people among whom rank-1 is searched, by name, also those without pictures; None in results of earlier versions.
+    scorers: fingerprints of their weights by the key of their measure, of those that have one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Scores:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     texts: Mapping[int, str] = dataclasses.field(default_factory=dict)
     gallery: tuple[str, ...] | None = None
+    scorers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.who)
@@ -178,6 +180,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "settings": dict(scores.settings),
         "recognisers": [dataclasses.asdict(r) for r in scores.recognisers],
         "fits": [dataclasses.asdict(m) for m in scores.fits],
+        "scorers": dict(scores.scorers),
         "prompts": {str(number): text for number, text in scores.texts.items()},
         "gallery": None if scores.gallery is None else list(scores.gallery),
         "pictures": rows,
@@ -206,6 +209,7 @@ def read(path: Path) -> Scores:
             stored["settings"],
             {int(number): str(text) for number, text in stored["prompts"].items()},
             None if stored.get("gallery") is None else tuple(str(name) for name in stored["gallery"]),
+            {str(key): str(value) for key, value in stored.get("scorers", {}).items()},
         )
     except InputError:
         raise

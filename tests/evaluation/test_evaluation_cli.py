@@ -64,8 +64,7 @@ def results(out):
     return stored, {key: v["value"] for key, v in stored["rows"][0]["measures"].items()}
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
+def save_clip(folder, seed):
     """A CLIP for the tiny tokenizer, in our own layout; vision gets all of a 32 pixel picture."""
     words = load_clip_tokenizer(TOKENS)
     cfg = CLIPModelConfig(
@@ -73,9 +72,13 @@ def clip_folder(tmp_path_factory):
         text_eos_token_id=int(words.encode([""], 2)[0, 1]), text_max_positions=20, vision_hidden_size=24, vision_intermediate_size=32,
         vision_num_layers=1, vision_num_heads=2, vision_image_size=32, vision_patch_size=8, projection_dim=12,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
-    checkpoint.save_model(folder, "clip_model", CLIPModel(cfg, rngs=nnx.Rngs(0)))
+    checkpoint.save_model(folder, "clip_model", CLIPModel(cfg, rngs=nnx.Rngs(seed)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny-clip", 0)
 
 
 @pytest.fixture
@@ -173,6 +176,14 @@ def test_scores_a_folder(tmp_path, copies, clip_folder):
         cosine = float(seen[int(row["identity"] == "cy")] @ texts[row["prompt"] - 1])
         assert row["clip_score"] == pytest.approx(cosine, abs=2e-6)
         assert row["pick_score"] == pytest.approx(np.exp(2.6592) * cosine, abs=3e-5)
+    # Another CLIP is known by its weights: no difference of its scores, but of those by the same PickScore.
+    again = tmp_path / "again"
+    models = ("--clip", save_clip(tmp_path / "clip", 1), "--pickscore", clip_folder)
+    _, told = ok(*argv, *models, "--arcface", ARCFACE, "--out", again, "--compare", out / "scores.json")
+    assert "CLIPScore of copies is by other weights than here" in told and "PickScore of copies" not in told
+    [row] = results(again)[0]["differences"]
+    assert "clip_score" not in row["measures"] and row["measures"]["pick_score"]["value"] == pytest.approx(0)
+
     page = (out / "report.html").read_text()
     assert "Women" in page and "Men</h2>" not in page and page.count("<img") == 2 + 5 + 2 * 5
 

@@ -9,8 +9,8 @@ from infu_jax.assets import ASSETS
 from infu_jax.errors import InputError
 from infu_jax.evaluation.comparing import Bootstrap, known, markdown, summary
 from infu_jax.evaluation.identities import read_identities
-from infu_jax.evaluation.judging import fingerprint, judge
-from infu_jax.evaluation.measuring import Measure, Recogniser
+from infu_jax.evaluation.judging import judge
+from infu_jax.evaluation.measuring import Measure, Recogniser, fingerprint
 from infu_jax.evaluation.pairs import plan
 from infu_jax.prompts import Prompt
 
@@ -61,7 +61,7 @@ def test_a_scorer_of_ones_own(tmp_path, arcface):
     scorer, seen = Redness(), []
     judges = [Recogniser("a", arcface, True), Recogniser("b", arcface, False)]
     mine, reference = judge(pairs, people, tmp_path / "pictures", detector=Corner(), recognisers=judges, scorers=[scorer], name="m", batch=4, done=seen.append)
-    assert reference is None and scorer.calls == seen == [4, 2]
+    assert reference is None and scorer.calls == seen == [4, 2] and mine.scorers == {}  # it does not say which weights it has
     np.testing.assert_allclose(mine.columns["attributes"], [1.1, 3.2, 1.1, 3.2, 1.1, 3.0])
     np.testing.assert_array_equal(mine.columns["face"], [1, 1, 1, 1, 1, 0])
     np.testing.assert_allclose(mine.columns["similarity/a"], [1, 1, 1, 1, 1, np.nan], atol=1e-6)

@@ -98,6 +98,19 @@ def test_no_difference_of_rank_1_among_other_people():
     assert "of 10 photos" in about
 
 
+def test_no_difference_of_other_weights_or_detectors():
+    """Where both are known: earlier results do not say."""
+    by = lambda name, clip, detector: scores(name, scorers=clip, settings=detector)  # noqa: E731
+    here, unknown = by("mine", {"clip_score": "x"}, {"detector": "yunet"}), by("old", {}, {})
+    weights, detector = by("b", {"clip_score": "y"}, {"detector": "yunet"}), by("d", {"clip_score": "x"}, {"detector": "antelopev2"})
+    everything = difference(here, here, QUICK).values.keys()
+    assert difference(here, unknown, QUICK).values.keys() == difference(unknown, here, QUICK).values.keys() == everything and not incomparable(here, unknown)
+    assert difference(here, weights, QUICK).values.keys() == everything - {"clip_score"}
+    assert list(incomparable(here, weights)) == ["CLIPScore of b is by other weights than here: no difference of it is given."]
+    assert difference(here, detector, QUICK).values.keys() == {"clip_score"}
+    assert list(incomparable(here, detector)) == ["Faces of d were found by antelopev2, here by yunet: no differences of what is measured in faces are given."]
+
+
 def test_what_is_measured_becomes_columns():
     """Faces of two people in a plane: cosines known, one picture without a face."""
     unit = lambda *angles: np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])  # noqa: E731
@@ -133,13 +146,13 @@ def test_what_is_measured_becomes_columns():
 
 def test_files(tmp_path):
     path = tmp_path / "scores.json"
-    told = dict(gallery=("a", "b", "c"))
+    told = dict(gallery=("a", "b", "c"), scorers={"clip_score": "abc"})
     stored = table.to_json(scores(**told))
     path.write_text(json.dumps({k: v for k, v in stored.items() if k not in told}))  # as earlier versions wrote it
     assert table.to_json(table.read(path)) == table.to_json(scores())
     path.write_text(json.dumps(stored))
     again = table.read(path)
-    for field in ("name", "who", "prompts", "recognisers", "fits", "texts", "gallery"):
+    for field in ("name", "who", "prompts", "recognisers", "fits", "texts", "gallery", "scorers"):
         assert getattr(again, field) == getattr(scores(**told), field)
     assert set(again.columns) == set(scores().columns)
     for name, values in scores().columns.items():
