@@ -21,8 +21,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from infu_jax.errors import InputError
 from infu_jax.pictures import read_recipe, save_png
+from infu_jax.runs import LOG_FILE
 
-LOG_FILE, CHARTS, PICTURES = "log.jsonl", "tensorboard", "pictures"
+CHARTS, PICTURES = "tensorboard", "pictures"
 
 
 class RunLog:

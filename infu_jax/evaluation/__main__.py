@@ -259,8 +259,7 @@ def _paint(args: Args, wanted: Sequence[Pair], folder: Path, detector: face.Dete
     from infu_jax.pipeline import InfUPipeline
 
     # A run's newest checkpoint in the place of the run, so that pictures of two checkpoints are not mixed.
-    pinned = lambda path: runs.newest(path) if path is not None and runs.is_run(path) and not runs.is_checkpoint(path) else path  # noqa: E731
-    places = {name: pinned(getattr(args, name)) for name in ("base", "infu", "transformer", "autoencoder")}
+    places = {name: runs.pinned(getattr(args, name)) for name in ("base", "infu", "transformer", "autoencoder")}
     dtype = {"auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}[args.dtype]
     recipe = {
         **{name: _path_text(path) for name, path in places.items()},
