@@ -145,8 +145,9 @@ def make_step(
             return jax.tree.map(lambda a, g: a + g / cfg.accumulate, total, grads), each
 
         zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings.params)
-        grads, each = jax.lax.scan(body, zeros, jax.tree.map(lambda x: _parts(x, cfg.accumulate), (batch, draws)))
-        return grads, jax.tree.map(lambda x: x.T.reshape(-1), each)
+        every = cfg.objective.id_every
+        grads, each = jax.lax.scan(body, zeros, jax.tree.map(lambda x: _parts(x, cfg.accumulate, every), (batch, draws)))
+        return grads, jax.tree.map(lambda x: _in_order(x, every), each)
 
     def all_at_once(step, params: Params, opt_state: optax.OptState, ema: Params | None, frozen: Models, batch: Batch, draws: Draws) -> in_backward.Result:
         grads, each = (gradients if cfg.accumulate == 1 else accumulated)(params, frozen, batch, draws)
@@ -219,8 +220,16 @@ def summary(seen: Sequence[Metrics]) -> dict[str, float]:
     return {**mean, "learning_rate": float(seen[-1].learning_rate), **bins}
 
 
-def _parts(x: jax.Array, n: int) -> jax.Array:
-    """(B, ...) -> (n, B / n, ...). Part i is rows i, i + n, ...: so every device keeps the rows that it has."""
+def _parts(x: jax.Array, n: int, every: int) -> jax.Array:
+    """(B, ...) -> (n, B / n, ...). Part i is groups i, i + n, ... of `every` rows each, so that the same rows begin a group as in the whole.
+
+    These the identity loss decodes. Every device keeps the rows that it has, if it has whole groups in each part.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = x.reshape(len(x) // n, n, *x.shape[1:]).swapaxes(0, 1)
+    parts = x.reshape(-1, n, every, *x.shape[1:]).swapaxes(0, 1).reshape(n, -1, *x.shape[1:])
     return jax.lax.with_sharding_constraint(parts, P(None, batch_axes(mesh, len(x) // n)))
+
+
+def _in_order(parts: jax.Array, every: int) -> jax.Array:
+    """The inverse of `_parts`, of one number a row."""
+    return parts.reshape(len(parts), -1, every).swapaxes(0, 1).reshape(-1)

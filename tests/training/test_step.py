@@ -1,11 +1,13 @@
 """One training step and some: meshes, accumulation, what is frozen, overfitting, the start from zero."""
 
+import functools
 import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -192,6 +194,40 @@ def test_meshes_agree_with_an_identity_loss(with_faces, sizes, accumulate, in_ba
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     more = dict(accumulate=accumulate, optimizer={"in_backward": in_backward}, objective=ObjectiveConfig(id_weight=0.5))
     np.testing.assert_allclose(run(mesh, 3, data=faces(mesh), **more)[0], with_faces, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "accumulate"), [((1, 1, 1), 2), ((1, 1, 1), 4), ((1, 2, 1), 2), ((2, 2, 2), 2)])
+def test_parts_decode_the_same_pictures(with_every_second_face, sizes, accumulate):
+    """Loss, gradients and order of the pictures do not depend on how many parts a batch has, also where a device has one picture of each (the last)."""
+    found = with_every_second_face(make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)]), accumulate)
+    expected = with_every_second_face(make_mesh(devices=jax.devices()[:1]), 1)
+    for name in ("loss", "id_loss", "grad_norm", "each", "bin_loss"):
+        np.testing.assert_allclose(getattr(found[0], name), getattr(expected[0], name), rtol=2e-5, err_msg=name)
+    for name, moments in expected[1].items():  # after one step they are the gradients, but for a factor
+        largest = max(np.abs(x).max() for x in moments.values())
+        for path, x in moments.items():
+            np.testing.assert_allclose(found[1][name][path], x, atol=1e-5 * largest, err_msg=f"{name} {path}")
+
+
+@pytest.fixture(scope="module")
+def with_every_second_face():
+    """(mesh, accumulate) -> the metrics and first moments of one step whose identity loss decodes every second picture."""
+
+    @functools.cache
+    def made(mesh, accumulate):
+        cfg = config(accumulate=accumulate, objective=ObjectiveConfig(id_weight=2.0, id_every=2))
+        modules = {name: model(name, mesh) for name in CONFIGS}
+        trained = {name: modules[name] for name in training.TRAINED["infusenet"]}
+        frozen = {"flux": modules["flux"], "autoencoder": modules["autoencoder"], "arcface": arcface(mesh)}
+        shapes = training.abstract_state(cfg, trained, mesh)
+        with jax.set_mesh(mesh):
+            state = training.init_state(cfg, {name: params_of(module) for name, module in trained.items()}, shapes)
+            state, metrics = training.make_step(cfg, {name: abstract(name, CONFIGS[name]) for name in trained}, shapes, mesh, SCHEDULE, jnp.float32)(
+                state, frozen, faces(mesh), None
+            )
+        return jax.device_get((metrics, optax.tree.get(state.opt_state, "mu")))
+
+    return made
 
 
 def test_the_identity_counts(with_faces):
