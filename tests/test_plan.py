@@ -283,6 +283,27 @@ def test_choices():
     assert math.prod(dataclasses.astuple(next(budget.meshes(FluxConfig(), 12)))) == 12
 
 
+def test_a_gpu_is_asked_for_the_settings_own_batch():
+    """What is reported is the batch that was asked for, and with `choose` the one that the arithmetic would take, which is said in any case."""
+
+    def found(batch, **changes):
+        return training.plan(TrainArgs(out=Path("unused"), gpu_gib=80.0, batch_size=batch, data=DataConfig(features=FEATURES), **changes))
+
+    one, many, chosen = found(1), found(64), found(64, choose=True)
+    assert (one["batch"], one["fits"], many["batch"], many["fits"]) == (1, True, 64, False)
+    assert one["peak_gib"] < 80 < many["peak_gib"] and many["flops"]["least"] == pytest.approx(64 * one["flops"]["least"])
+    assert one["choice"] == many["choice"] == chosen["choice"] and 1 < chosen["batch"] == chosen["choice"]["batch"] < 64 and chosen["fits"]
+    assert ": 64 pictures at once (64 a chip)" in report.text(many) and "\nIt does not fit.\n" in report.text(many)
+    assert f"The arithmetic would take: data 1, fsdp 1, tensor 1, sequence 1, {chosen['batch']} pictures at once, " in report.text(many)
+    parts = found(4, accumulate=4)
+    assert parts["gib"]["activations"] == one["gib"]["activations"] and ": 4 pictures, 1 at once (1 a chip)" in report.text(parts)
+    assert f"{parts['choice']['batch']} pictures, {parts['choice']['batch'] // 4} at once, " in report.text(parts)
+    with pytest.raises(InputError, match="does not fit 1 devices"):
+        found(8, mesh=MeshConfig(fsdp=8))
+    with pytest.raises(InputError, match="does not fit 1 devices"):
+        sampling.plan(sample_args(gpu_gib=80.0, mesh=MeshConfig(tensor=2)))
+
+
 # GPUs ---------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ FREE = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """mesh and batch that fit, with the estimated bytes of a chip; `fits` is False where nothing does, and it is what comes nearest."""
+    """Mesh and batch with the estimated bytes of a chip. One that the arithmetic chose does not fit only where nothing does, and comes nearest then."""
 
     mesh: MeshConfig
     batch: int
@@ -206,17 +206,25 @@ def choose_training(args: TrainArgs, sizes: Sizes, chips: int, room: float) -> C
     return _best(candidates, lambda m, b: training(args, sizes, m, b), cost, room)
 
 
+def asked_training(args: TrainArgs, sizes: Sizes, mesh: MeshConfig, room: float) -> Choice:
+    """The batch of the settings on a mesh."""
+    return _choice(mesh, args.batch_size, training(args, sizes, _abstract(mesh), args.batch_size), room)
+
+
+def _choice(mesh: MeshConfig, batch: int, parts: Parts, room: float) -> Choice:
+    return Choice(mesh, batch, parts, sum(parts.values()) <= room * (1 - FREE))
+
+
 def _best(candidates: Any, parts: Callable[[AbstractMesh, int], Parts], cost: Callable[[MeshConfig, int], tuple], room: float) -> Choice:
     tried, seen = [], {}
     for mesh, batch in candidates:
         if seen.get(mesh, True):  # a larger batch on a mesh on which a smaller one did not fit
             try:
-                made = parts(_abstract(mesh), batch)
+                tried.append(_choice(mesh, batch, parts(_abstract(mesh), batch), room))
             except InputError:  # the mesh does not divide some parameter
                 seen[mesh] = False
                 continue
-            seen[mesh] = sum(made.values()) <= room * (1 - FREE)
-            tried.append(Choice(mesh, batch, made, seen[mesh]))
+            seen[mesh] = tried[-1].fits
     if not tried:
         raise InputError("no mesh of so many chips divides the models' sizes; choose another topology")
     fitting = [choice for choice in tried if choice.fits]

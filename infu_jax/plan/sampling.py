@@ -100,9 +100,10 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     """Compile for `args.topology`, on the mesh that is asked for or else the one that the arithmetic prefers; or the arithmetic alone for a GPU."""
     sizes = model_sizes(args)
     if args.gpu_gib is not None:
+        make_mesh(**dataclasses.asdict(args.mesh), devices=jax.devices()[:1])  # one device in the GPU's place: other meshes are refused
         choice = budget.choose_sampling(args, sizes, 1, args.gpu_gib * chips.GIB)
         counted = budget.sampling_flops(args, sizes, args.batch)
-        return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, counted)
+        return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, counted, choice)
     devices = chips.devices(args.topology)
     room = chips.memory_gib(devices[0])
     choice = budget.choose_sampling(args, sizes, len(devices), room * chips.GIB)
@@ -134,7 +135,7 @@ def plan(args: SampleArgs) -> dict[str, Any]:
     return report.of_compiled(
         args.topology, mesh, args.batch, gib, max(peaks.values()), room, budget.sampling_flops(args, sizes, args.batch), budget.workers(mesh, args.batch),
         collective_bytes(loop.text, _trips(sizes)), flops.peak(devices[0].device_kind), args.efficiency,
-        sum(program.seconds for program in compiled.values()), choice, notes,
+        sum(program.seconds for program in compiled.values()), choice, notes=notes,
     )  # fmt: skip
 
 

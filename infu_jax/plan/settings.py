@@ -21,9 +21,9 @@ class TrainArgs(TrainConfig):
     topology: str = "v5p:2x2x1"
     """Chips, such as v5p:2x2x1, v6e:4x4, v6e:1x1 (one chip), or GPUs: h100:8, or h100:2x8 for two hosts of eight."""
     gpu_gib: float | None = None
-    """Instead of a topology: any GPU with so much memory, by arithmetic alone (an estimate)."""
+    """Instead of a topology: any one GPU with so much memory, by arithmetic alone (an estimate)."""
     choose: bool = False
-    """Compile the mesh and batch size that the arithmetic prefers, in the place of those in the settings."""
+    """Take the mesh and batch size that the arithmetic prefers, in the place of those in the settings."""
     height: int = 1024
     """Height of the pictures."""
     width: int = 1024
@@ -45,7 +45,7 @@ class SampleArgs:
     topology: str = "v6e:1x1"
     """Chips, such as v6e:1x1 (one chip), v6e:2x2, v5e:4x4, v5p:2x2x1, or GPUs, such as rtx4090:1, l40s:4, h100:8."""
     gpu_gib: float | None = None
-    """Instead of a topology: any GPU with so much memory, by arithmetic alone (an estimate)."""
+    """Instead of a topology: any one GPU with so much memory, by arithmetic alone (an estimate)."""
     batch: int = 1
     """Pictures computed at once."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from infu_jax import flops, flow, initial, training
 from infu_jax.checkpoint import abstract, open_model
-from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, T5Config
+from infu_jax.config import ArcFaceConfig, AutoencoderConfig, CLIPTextConfig, FluxConfig, InfuseNetConfig, MeshConfig, T5Config
 from infu_jax.errors import InputError
 from infu_jax.plan import budget, chips, report
 from infu_jax.plan.chips import held
@@ -26,8 +26,12 @@ def plan(args: TrainArgs) -> dict[str, Any]:
     """Compile the step for `args.topology` and say what it takes; or the arithmetic alone for a GPU."""
     sizes = model_sizes(args)
     if args.gpu_gib is not None:
-        choice = budget.choose_training(args, sizes, 1, args.gpu_gib * chips.GIB)
-        return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", choice, args.gpu_gib, budget.training_flops(args, sizes, choice.batch))
+        choice = asked = budget.choose_training(args, sizes, 1, args.gpu_gib * chips.GIB)
+        if not args.choose:
+            mesh = make_mesh(**dataclasses.asdict(args.mesh), devices=jax.devices()[:1])  # one device in the GPU's place: other meshes are refused
+            asked = budget.asked_training(args, sizes, MeshConfig(**mesh.shape), args.gpu_gib * chips.GIB)
+        counted = budget.training_flops(args, sizes, asked.batch)
+        return report.of_estimate(f"one GPU of {args.gpu_gib:g} GiB", asked, args.gpu_gib, counted, choice, args.accumulate)
     devices = chips.devices(args.topology)
     if args.remat == "offload" and devices[0].platform == "gpu":
         raise InputError(f"{chips.NO_HOST}; choose another --remat than offload")
@@ -40,6 +44,7 @@ def plan(args: TrainArgs) -> dict[str, Any]:
     return report.of_compiled(
         args.topology, mesh, args.batch_size, gib, program.peak, room, budget.training_flops(args, sizes, args.batch_size),
         budget.workers(mesh, args.batch_size), collective_bytes(program.text), flops.peak(devices[0].device_kind), args.efficiency, program.seconds, choice,
+        args.accumulate,
     )  # fmt: skip
 
 
