@@ -17,7 +17,10 @@ from infu_jax.train_config import OptimizerConfig
 
 
 def learning_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up (the first step has its share already), then constant or down to `final_rate` of the peak at the last of `steps`."""
+    """Linear warm-up (the first step has its share already), then constant or down.
+
+    A decay would be at `final_rate` of the peak one step after the last of `steps`, as in PyTorch and transformers: so no step has a rate of zero.
+    """
     peak, rest = cfg.learning_rate, max(steps - cfg.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(peak),

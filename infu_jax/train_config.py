@@ -162,9 +162,9 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     """Steps of a linear rise. Assumption: the paper gives an initial learning rate and no warm-up."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
-    """After the warm-up, until the last step. Assumption: constant."""
+    """After the warm-up, over all steps that are left. Assumption: constant."""
     final_rate: float = 0.0
-    """Learning rate at the last step as a share of the peak, where there is a decay."""
+    """Where a decay ends, as a share of the peak: the learning rate that a step after the last would have. The last is one step of the decay above it."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this global norm. Assumption: 1; None turns it off."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -354,6 +354,16 @@ def test_inputs_of_blocks_wait_in_host_memory(alone):
     assert kept("block") == names("device") and kept("offload") == names("pinned_host")
 
 
+def test_the_learning_rate_over_a_run():
+    """The first step has its share of the warm-up, a decay begins after it and ends one step after the last, as PyTorch's and transformers' do."""
+    for decay, last in (("constant", 1.0), ("linear", 1 - 0.8 * 5 / 6), ("cosine", 0.6 + 0.4 * math.cos(math.pi * 5 / 6))):
+        rate = optimizer.learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay=decay, final_rate=0.2), 10)
+        np.testing.assert_allclose([rate(n) for n in (0, 2, 3, 4, 9)], [0.25, 0.75, 1, 1, last], rtol=1e-6)
+        np.testing.assert_allclose(rate(10), 1 if decay == "constant" else 0.2, rtol=1e-6)
+    rate = optimizer.learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=0, decay="linear"), 4)
+    np.testing.assert_allclose([rate(n) for n in range(5)], [1, 0.75, 0.5, 0.25, 0], atol=1e-7)
+
+
 def test_muon():
     """Blocks' kernels move by matrices of even singular values, as much as AdamW would move them; the same on a mesh; one moment for them, not two."""
     changes = dict(optimizer={"kind": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0})
