@@ -170,8 +170,9 @@ class OptimizerConfig:
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """How Adam's two moments are kept. bfloat16 halves them; it rounds stochastically, since small changes would be lost otherwise."""
     in_backward: bool = False
-    """Update each block of InfuseNet in the backward pass, so that no gradients are kept: 12 GiB less on one chip. The same numbers, but with
-    a clip_norm InfuseNet's backward pass runs twice, first for the norm, and InfuseNet's own blocks are always computed again, whatever `remat` says."""
+    """Update each block of InfuseNet in the backward pass, so that no gradients are kept: 6 GiB less on one chip at quick effort, 1 at default effort
+    (docs/performance.md). The same numbers, but with a clip_norm InfuseNet's backward pass runs twice, first for the norm, and InfuseNet's own blocks
+    are always computed again, whatever `remat` says."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the trained weights too, e.g. 0.9999. Assumption: off; it costs as much memory as the weights."""
 
