@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from infu_jax.convert import numbers, rules, safetensors, source, torch_writer
-from infu_jax.convert.errors import ConversionError
 from infu_jax.convert.layout import Layout
+from infu_jax.errors import InputError
 from infu_jax.storage import HostParam
 
 STYLES = ("diffusers", "bfl", "comfyui")
@@ -119,7 +119,7 @@ def _lost(layout: Layout, cfg: Any, shapes: Mapping[str, rules.Shape]) -> str:
     """What a reader, who has only the shapes of the tensors, would take for something else than it is."""
     try:
         read = layout.from_shapes(shapes)
-    except ConversionError as e:
+    except InputError as e:
         return f"it for another model ({e})"
     fields = {f.name: (getattr(read, f.name), getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
     return ", ".join(f"{name} to be {theirs}, not {ours}" for name, (theirs, ours) in fields.items() if theirs != ours)

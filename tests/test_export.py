@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 import warnings
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 
 import convert_weights
 from infu_jax import checkpoint, export
+from infu_jax.assets import TINY
 from infu_jax.checkpoint import abstract, param_shapes
 from infu_jax.config import FluxConfig, InfuseNetConfig
 from infu_jax.convert import numbers, rules, safetensors, source, torch_pickle
@@ -226,6 +228,28 @@ def test_what_a_file_cannot_say(converted, tmp_path):
     for change, said in (({}, ""), ({"scale_factor": 0.5}, "scale_factor to be 0.3611, not 0.5")):
         layout, other = export.layout_for("autoencoder", "bfl"), dataclasses.replace(cfg, **change)
         assert export._lost(layout, other, {k: x.shape for k, x in made_of(layout, other, BF16).items()}) == said
+
+
+def test_printed_commands(tmp_path):
+    """Those of docs/converting.md, on the stack that is part of the package, whose head size 7/16 does not divide."""
+    flux, file = TINY / "FLUX.1-tiny" / "transformer", tmp_path / "flux1-dev.safetensors"
+    assert command(convert_weights, "to-torch", flux, file, "--style", "bfl") == (0, f"{file}: flux\n", mock.ANY)
+    assert command(convert_weights, "inspect", "--diff", flux, file) == (0, "flux: the same numbers\n", "")
+    ran = command(convert_weights, "to-torch", TINY / "InfiniteYou-tiny" / "InfuseNetModel", tmp_path / "i.safetensors", "--style", "comfyui", "--dtype", FP8)
+    assert ran.code == 0 and str(FP8) in command(convert_weights, "inspect", file.parent / "i.safetensors").out
+
+
+def test_rope_split_of_bfl():
+    """FLUX.1's own, and the nearest even numbers for any other head size."""
+    layout = export.layout_for("flux", "bfl")
+    for size, split in ((128, (16, 56, 56)), (32, (4, 14, 14)), (40, (8, 16, 16)), (48, (8, 20, 20))):
+        cfg = dataclasses.replace(CONFIGS["flux"], hidden_size=size, axes_dim=split)
+        assert layout.from_shapes({k: x.shape for k, x in made_of(layout, cfg, BF16).items()}) == cfg
+    other = dataclasses.replace(CONFIGS["flux"], axes_dim=(8, 12, 12))
+    shapes = {k: x.shape for k, x in made_of(layout, other, BF16).items()}
+    assert export._lost(layout, other, shapes) == "axes_dim to be (4, 14, 14), not (8, 12, 12)"
+    refused = dataclasses.replace(layout, from_shapes=lambda shapes: dataclasses.replace(other, axes_dim=(8, 12)))
+    assert export._lost(refused, other, shapes) == "it for another model (axes_dim (8, 12) adds up to 20, the head size is 32)"
 
 
 def test_shards(converted, tmp_path):

@@ -134,9 +134,10 @@ def _bfl_rules(cfg: FluxConfig) -> list[Rule]:
 
 
 def _bfl_config(shapes: Mapping[str, Shape]) -> FluxConfig:
-    """Sizes from the tensors themselves. RoPE's split of the head size is FLUX.1's (1/8, 7/16, 7/16)."""
+    """Sizes from the tensors themselves. RoPE's split of the head size is FLUX.1's (1/8, 7/16, 7/16), in even numbers."""
     hidden, in_channels = shapes["img_in.weight"]
     head_dim = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    side = head_dim * 7 // 32 * 2
     return FluxConfig(
         in_channels=in_channels,
         out_channels=shapes["final_layer.linear.weight"][0],
@@ -147,7 +148,7 @@ def _bfl_config(shapes: Mapping[str, Shape]) -> FluxConfig:
         num_heads=hidden // head_dim,
         depth=_count(shapes, "double_blocks"),
         depth_single_blocks=_count(shapes, "single_blocks"),
-        axes_dim=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
+        axes_dim=(head_dim - 2 * side, side, side),
         guidance_embed="guidance_in.in_layer.weight" in shapes,
     )
 
