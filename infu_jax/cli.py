@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from infu_jax.errors import InputError
 
 GPU_SHARE = 0.95  # of a GPU's memory, that programs take
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # NumPy has it too, and takes a tenth of a second to load
 
 
 def run(main: Callable[[], None]) -> None:
@@ -67,8 +67,8 @@ def file_and_scale(text: str) -> tuple[Path, float]:
         value = float(scale) if colon else 1.0
     except ValueError:
         return Path(text), 1.0  # a colon in a name
-    if not math.isfinite(value):
-        raise InputError(f"the scale of {name} is {scale}; a finite number is needed")
+    if not abs(value) <= FLOAT32_MAX:
+        raise InputError(f"the scale of {name} is {scale}; a finite number is needed, and float32 ends at {FLOAT32_MAX:.4g}")
     return Path(name if colon else text), value
 
 

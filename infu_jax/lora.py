@@ -75,7 +75,10 @@ def _plan(layout: Layout, model: nnx.Module) -> rules.Plan:
 def _part(piece: rules.Piece, change: lora_files.Change, scale: float) -> tuple[rules.Piece, np.ndarray, np.ndarray] | None:
     """What one piece of a changed weight gets; None where it gets nothing."""
     (o0, o1), (i0, i1) = piece.their_box
-    down, up = change.down[:, i0:i1], change.up[o0:o1] * np.float32(change.scale * scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # said below, with the name
+        down, up = change.down[:, i0:i1], change.up[o0:o1] * np.float32(change.scale * scale)
+    if not numbers.all_finite(up):
+        raise ConversionError(f"{change.name}: at scale {scale:g}, with alpha / rank {change.scale:g}, its numbers are not finite; choose a smaller scale")
     used = up.any(axis=0)  # kohya can train q, k and v apart and stores them as one, with zeros
     return (piece, down[used], up[:, used]) if used.any() else None
 
@@ -166,18 +169,22 @@ def _adder(sharding: jax.sharding.Sharding, stacked: bool, keep: bool):
 
 def merge_stored(params: Mapping[str, HostParam], changes: Mapping[str, Factors]) -> dict[str, HostParam]:
     """As `merge`, for parameters in storage: each box is changed when it is read."""
-    return {path: dataclasses.replace(p, read=_changed(p, changes[path])) if path in changes else p for path, p in params.items()}
+    return {path: dataclasses.replace(p, read=_changed(path, p, changes[path])) if path in changes else p for path, p in params.items()}
 
 
-def _changed(param: HostParam, factors: Factors) -> Callable[[rules.Box], np.ndarray]:
+def _changed(path: str, param: HostParam, factors: Factors) -> Callable[[rules.Box], np.ndarray]:
     n = factors.a.ndim - 2
 
     def read(box: rules.Box) -> np.ndarray:
         layers, inner = (range(*box[0]), box[1:]) if factors.stacked else (range(1), box)
         ins, outs = (tuple(slice(*side) for side in part) for part in (inner[:n], inner[n:]))
         values = param.read(box)
-        change = [np.tensordot(factors.a[(i, *ins)], factors.b[(i, slice(None), *outs)], 1) for i in layers]
-        return (values.astype(np.float32) + np.reshape(change, values.shape)).astype(values.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, with the name
+            change = [np.tensordot(factors.a[(i, *ins)], factors.b[(i, slice(None), *outs)], 1) for i in layers]
+            total = values.astype(np.float32) + np.reshape(change, values.shape)
+        if not numbers.all_finite(total) and numbers.all_finite(values):
+            raise ConversionError(f"{path} with its LoRAs has values that float32 does not hold; choose a smaller scale")
+        return numbers.cast(total, values.dtype, f"{path} with its LoRAs")
 
     return read
 

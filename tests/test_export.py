@@ -128,9 +128,10 @@ def test_chosen_dtype(tmp_path, dtype):
 
 
 def test_what_a_narrow_dtype_cannot_hold():
-    for value, dtype, end in ((1000.0, FP8, "448"), (1e5, np.dtype(np.float16), "6.55e+04")):
-        with pytest.raises(ConversionError, match=f"weight has values up to .*; {dtype} ends at {end.replace('+', '.')}, choose bfloat16"):
-            numbers.cast(np.array([1, value], np.float32), dtype, "x.weight")
+    ends = ((1000.0, FP8, "448, choose bfloat16"), (1e5, np.float16, "6.55e.04, choose bfloat16"), (3.4e38, BF16, "3.39e.38, choose float32"))
+    for value, dtype, end in (*ends, (1e300, np.float32, "3.403e.38, no dtype here holds them")):
+        with pytest.raises(ConversionError, match=f"weight has values up to .*; {np.dtype(dtype)} ends at {end}"):
+            numbers.cast(np.array([1, value], np.float64 if value > 1e39 else np.float32), np.dtype(dtype), "x.weight")
     assert np.isnan(np.float32(numbers.cast(np.array([np.nan], np.float32), FP8, "x")))[0]  # that is no fault of the dtype
 
 

@@ -16,6 +16,7 @@ from infu_jax import checkpoint, lora, pictures
 from infu_jax.cli import file_and_scale
 from infu_jax.convert import lora_files, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
+from infu_jax.errors import InputError
 from infu_jax.sharding import make_mesh
 from tests.test_sample_cli import FLUX, INFU, SMALL, assert_one_line, command, listing, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
 
@@ -188,6 +189,10 @@ FAULTS = {
     "alpha of two numbers": ({f"{QKV}.alpha": np.ones(2)}, "its alpha is not a number"),
     "alpha NaN": ({f"{QKV}.alpha": np.float32("nan")}, "its alpha is nan"),
     "NaN": ({f"{QKV}.lora_up.weight": np.full((192, 2), np.nan)}, "not all numbers are finite"),
+    "a large alpha": (
+        {f"{QKV}.alpha": np.float32(3e38), f"{QKV}.lora_up.weight": np.full((192, 2), 99.0)},
+        r"img_attn_qkv: at scale 1, with alpha / rank 1.5e\+38, its numbers are not finite; choose a smaller scale",
+    ),
     "nothing": ({key: None for key in GOOD}, "matched nothing; 0 of 0 keys"),
 }
 
@@ -237,6 +242,12 @@ def test_peft_folder(models, tmp_path, settings, strength):
 def test_file_and_scale(text, expected):
     path, scale = file_and_scale(text)
     assert (str(path), scale) == expected
+
+
+@pytest.mark.parametrize("scale", ["nan", "-inf", "1e39", "3.41e38"])
+def test_scale_that_float32_does_not_hold(scale):
+    with pytest.raises(InputError, match=f"the scale of a is {scale}; a finite number is needed"):
+        file_and_scale(f"a:{scale}")
 
 
 # The commands -------------------------------------------------------------------------------------
@@ -332,6 +343,24 @@ def test_merge_lora(files, tmp_path, kind):
             command(convert_weights, "merge-lora", FLUX / "vae", tmp_path / "no", "--lora", files[0]), "vae holds autoencoder; LoRAs are merged into a FLUX"
         )
         assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "message"),
+    [
+        ("float8_e4m3fn", "5000", r"single_blocks.\w+.kernel with its LoRAs has values up to .*; float8_e4m3fn ends at 448, choose bfloat16"),
+        ("float16", "1e6", "kernel with its LoRAs has values up to .*; float16 ends at 6.55e.04, choose bfloat16"),
+        ("bfloat16", "3.4e38", "kernel with its LoRAs has values that float32 does not hold; choose a smaller scale"),
+    ],
+)
+def test_what_the_dtype_cannot_hold(files, tmp_path, dtype, scale, message):
+    src = tmp_path / "src"
+    assert command(convert_weights, "to-torch", FLUX / "transformer", src, "--dtype", dtype).code == 0
+    before = listing(tmp_path)
+    ran = command(convert_weights, "merge-lora", src, tmp_path / "out", "--lora", f"{files[0]}:{scale}")
+    *said, error = ran.err.splitlines()
+    assert ran.code == 1 and re.search(f"error: .*{message}", error) and not any(line.startswith("warning") for line in said), ran.err
+    assert listing(tmp_path) == before
 
 
 def test_extract_lora(files, tmp_path):

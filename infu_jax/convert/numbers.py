@@ -55,8 +55,18 @@ def cast(values: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
     """`values` rounded to `dtype`. What was finite stays so, or it is an error that says where the dtype ends."""
     if values.dtype == dtype:
         return values
-    made = values.astype(dtype)
-    if np.dtype(dtype).itemsize < 4 and not all_finite(made) and all_finite(values):
-        largest = float(np.abs(values.astype(np.float32)).max())
-        raise ConversionError(f"{where} has values up to {largest:.4g}; {np.dtype(dtype)} ends at {float(ml_dtypes.finfo(dtype).max):.4g}, choose bfloat16")
+    with np.errstate(over="ignore", invalid="ignore"):  # said below, with the name
+        made = values.astype(dtype)
+    if _narrower(dtype, values.dtype) and not all_finite(made) and all_finite(values):
+        largest = float(np.abs(values.astype(np.float64)).max())
+        wider = next((f"choose {d}" for d in (VECTORS, np.dtype(np.float32)) if largest <= _largest(d)), "no dtype here holds them")
+        raise ConversionError(f"{where} has values up to {largest:.4g}; {np.dtype(dtype)} ends at {_largest(dtype):.4g}, {wider}")
     return made
+
+
+def _narrower(dtype: np.dtype, other: np.dtype) -> bool:
+    return is_float(dtype) and is_float(other) and _largest(dtype) < _largest(other)
+
+
+def _largest(dtype: np.dtype) -> float:
+    return float(ml_dtypes.finfo(dtype).max)
