@@ -214,7 +214,16 @@ def test_a_linear_layer_as_a_convolution(models, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "strength"),
-    [({"lora_alpha": 4}, 2), ({"lora_alpha": 4, "use_rslora": True}, 4 / 2**0.5), ({"lora_alpha": 4, "alpha_pattern": {"attn.to_q": 6}}, 3), ({}, 1)],
+    [
+        ({"lora_alpha": 4}, 2),
+        ({"lora_alpha": 4, "use_rslora": True}, 4 / 2**0.5),
+        ({"lora_alpha": 4, "alpha_pattern": {"attn.to_q": 6}}, 3),
+        ({"lora_alpha": 4, "alpha_pattern": {"to_k|to_q": 6}}, 3),
+        ({"lora_alpha": 4, "alpha_pattern": {"to_q|to_k": 6}}, 3),
+        ({"lora_alpha": 4, "alpha_pattern": {"^transformer_blocks.0.attn.to_q": 6}}, 3),
+        ({"lora_alpha": 4, "alpha_pattern": {"^to_q": 6, "o_q": 6, "attn": 6}}, 2),
+        ({}, 1),
+    ],
 )
 def test_peft_folder(models, tmp_path, settings, strength):
     """adapter_model.safetensors with adapter_config.json, as PEFT saves a model."""

@@ -201,8 +201,8 @@ def _alpha(found: _Found, rank: int, settings: Mapping[str, Any], where: str) ->
         if found.alpha is not None:
             alpha = float(np.asarray(found.alpha, np.float32).reshape(()))
         elif "lora_alpha" in settings:
-            patterns = settings.get("alpha_pattern") or {}
-            alpha = float(next((v for k, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?{k}", found.name)), settings["lora_alpha"]))
+            patterns, module = settings.get("alpha_pattern") or {}, found.name.removeprefix("base_model.model.").removeprefix("transformer.")
+            alpha = float(next((v for k, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{k})", module)), settings["lora_alpha"]))
             if settings.get("use_rslora"):
                 return alpha / math.sqrt(rank)
         else:
