@@ -94,11 +94,17 @@ def _open_orbax(path: Path, name: str, cfg: Any, layout: str) -> source.Source:
 def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
     """The model of an opened checkpoint, with shapes in the place of arrays, after all that can be known without reading them.
 
-    Raises ConversionError where something is missing, unexpected or of another shape, InputError where `mesh` does not divide it.
+    Raises ConversionError where something is missing, unexpected, of another shape or of integers, InputError where `mesh` does not divide it.
     """
     model = found.layout.model
     module = _build(model, found.cfg, found.path)
-    rules.check_file(_plan(found, module), {k: v.shape for k, v in found.tensors.items()}, ignore=found.layout.ignore, source=str(found.path))
+    plan = _plan(found, module)
+    rules.check_file(plan, {k: v.shape for k, v in found.tensors.items()}, ignore=found.layout.ignore, source=str(found.path))
+    floats = {k for k, v in param_shapes(module).items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    wrong = {p.theirs: str(found.tensors[p.theirs].dtype) for p in plan.pieces if p.ours in floats and not numbers.is_float(found.tensors[p.theirs].dtype)}
+    if wrong:
+        some = ", ".join(f"{key} is {dtype}" for key, dtype in sorted(wrong.items())[:4])
+        raise ConversionError(f"{found.path}: {len(wrong)} weights are not floating-point numbers: {some}; quantized files are not read, take the original")
     if mesh is not None:
         _shardings(model, module, mesh)
     return module

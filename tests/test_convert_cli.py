@@ -310,6 +310,10 @@ PROBLEMS = {
     "removed": (edit_keys(WEIGHTS, lambda x: x.pop(NORM)), f"transformer does not fit its configuration: 1 missing: {NORM}"),
     "added": (edit_keys(WEIGHTS, lambda x: x.update({"lora.up": np.zeros(3)})), "transformer does not fit its configuration: 1 unexpected: lora.up"),
     "reshaped": (edit_keys(WEIGHTS, lambda x: x.update({NORM: np.zeros(31)})), rf"1 of another shape: {NORM} is \[31\], expected \[32\]"),
+    "integers": (
+        edit_keys(WEIGHTS, lambda x: x.update({NORM: np.zeros(32, np.int8), "x_embedder.weight": np.zeros((64, 64), np.int32)})),
+        f"transformer: 2 weights are not floating-point numbers: {NORM} is int8, x_embedder.weight is int32; quantized files are not read",
+    ),
     "config": (edit_config("transformer", num_layers=3), "32 unexpected: transformer_blocks.3."),
     "field": (edit_config("transformer", num_attention_heads="two"), "configuration makes no sense"),
     "no config": (lambda f: (f / "transformer" / "config.json").unlink(), "has no config.json; found diffusion_pytorch_model.safetensors"),
