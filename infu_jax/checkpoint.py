@@ -170,9 +170,12 @@ def open_params(found: source.Source, dtype: Any = None) -> dict[str, HostParam]
 
     def reader(name: str) -> Callable[[rules.Box], np.ndarray]:
         def read(box: rules.Box) -> np.ndarray:
-            values = plan.read_ours(name, box, found.tensors, kept[name])
-            parts = {p.theirs for p in plan.by_ours.get(name, ())}
+            with np.errstate(over="ignore", invalid="ignore"):  # said below, with the names
+                values = plan.read_ours(name, box, found.tensors, kept[name])
+            parts = sorted({p.theirs for p in plan.by_ours.get(name, ())})
             if not numbers.all_finite(values):
+                for key in parts:
+                    numbers.cast(found.tensors[key], kept[name], f"{found.path}: {key}")
                 storage.warn_not_finite(found.path, [key for key in parts if not numbers.all_finite(found.tensors[key])])
             safetensors.release(found.tensors[key] for key in parts)
             return values

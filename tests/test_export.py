@@ -329,6 +329,21 @@ def test_numbers_that_are_not_finite_are_named(tmp_path):
     assert np.isnan(np.float32(source.open_tensors(tmp_path / "again")[name])[3, 4])
 
 
+@pytest.mark.parametrize("which", ["to-jax", "to-torch"])
+def test_numbers_beyond_float32_are_an_error(tmp_path, which):
+    """Where they stand beside what is not finite, too."""
+
+    def widen(x):
+        wide = {name: x[name].astype(np.float64) for name in (f"transformer_blocks.1.attn.to_{part}.weight" for part in "qkv")}
+        wide["transformer_blocks.1.attn.to_q.weight"][0, 0], wide["transformer_blocks.1.attn.to_k.weight"][3, 4] = np.nan, -1e300
+        x.update(wide)
+
+    where = changed(tmp_path, FLUX, edit_keys("transformer/diffusion_pytorch_model.safetensors", widen)) / "transformer"
+    message = r"transformer: transformer_blocks.1.attn.to_k.weight has values up to 1e\+300; float32 ends at 3.403e\+38, no dtype here holds them"
+    assert_one_line(command(convert_weights, which, where, tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device", "weights"), KeyboardInterrupt()])
 def test_failure_in_the_middle_leaves_nothing(converted, tmp_path, monkeypatch, error):
     pieces, wrote = safetensors.write_pieces, []
