@@ -363,10 +363,10 @@ def _check_name(out: Path, model: str, single: bool) -> None:
 def _size(text: str) -> int:
     """Bytes of "5GB", counted in thousands as Hugging Face does."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
-    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
-    if size < 1:
-        raise InputError(f"--shard-size is {text!r}; something like 500MB or 5GB is needed")
-    return size
+    size = float(match[1]) * 1000 ** " KMGT".index(match[2] or " ") if match else 0
+    if not 1 <= size < 2**63:
+        raise InputError(f"--shard-size is {text[:40]!r}; something like 500MB or 5GB is needed")
+    return int(size)
 
 
 def _dtype(name: str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -100,7 +101,10 @@ def load_t5_tokenizer(folder: PathLike) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         backend = _backend(folder / "tokenizer.json")
     elif (folder / "spiece.model").is_file():
-        backend = t5_backend((folder / "spiece.model").read_bytes(), settings.get("extra_ids", 100), source=str(folder / "spiece.model"))
+        extra_ids = settings.get("extra_ids", 100)
+        if type(extra_ids) is not int or not 0 <= extra_ids <= 10**6:
+            raise InputError(f"{folder / 'tokenizer_config.json'} has extra_ids {extra_ids!r:.80}; a whole number from 0 is needed, such as 100")
+        backend = t5_backend((folder / "spiece.model").read_bytes(), extra_ids, source=str(folder / "spiece.model"))
     else:
         raise FileNotFoundError(f"{folder} has neither tokenizer.json nor spiece.model: expected the folder tokenizer_2/ of a FLUX.1 folder")
     return Tokenizer(backend, _content(settings.get("pad_token", "<pad>")))
@@ -122,7 +126,10 @@ def clip_backend(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], se
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    for id_, token in sorted((int(k), v) for k, v in settings.get("added_tokens_decoder", {}).items()):
+    added = settings.get("added_tokens_decoder", {})
+    if not isinstance(added, Mapping) or not all(k.isdecimal() and len(k) < 10 for k in added):
+        raise InputError(f"tokenizer_config.json has added_tokens_decoder {added!r:.80}; an object of ids and tokens is needed")
+    for id_, token in sorted(((int(k), v) for k, v in added.items()), key=lambda item: item[0]):
         backend.add_tokens([_added_token(token)])
         if backend.token_to_id(_content(token)) != id_:
             raise InputError(f"tokenizer_config.json gives {_content(token)!r} the id {id_}, vocab.json {backend.token_to_id(_content(token))}")
@@ -213,9 +220,12 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
     for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
         if path.is_file():
             try:
-                settings |= json.loads(path.read_text("utf-8"))
-            except (ValueError, TypeError) as e:
+                stored = json.loads(path.read_text("utf-8"))
+            except (ValueError, RecursionError) as e:
                 raise InputError(f"{path} is not a JSON object: {e}") from None
+            if not isinstance(stored, dict):
+                raise InputError(f"{path} is not a JSON object: it holds {type(stored).__name__}")
+            settings |= stored
     return {k: v for k, v in settings.items() if v is not None}
 
 
@@ -226,11 +236,18 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         raise InputError(f"{path} is not a tokenizer: {e}") from None
 
 
-def _content(token: str | Mapping[str, Any]) -> str:
+def _content(token: Any) -> str:
     """Settings name a special token by its text, or by an object that holds it."""
-    return token if isinstance(token, str) else token["content"]
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(content, str) or re.search("[\ud800-\udfff]", content):
+        raise InputError(f"the tokenizer's settings name the special token {token!r:.80}; a text, or an object with its content, is needed")
+    return content
 
 
-def _added_token(token: str | Mapping[str, Any]) -> AddedToken:
+def _added_token(token: Any) -> AddedToken:
+    content = _content(token)
     flags = {} if isinstance(token, str) else {k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized") if k in token}
-    return AddedToken(_content(token), **{"normalized": False, "special": True, **flags})
+    try:
+        return AddedToken(content, **{"normalized": False, "special": True, **flags})
+    except TypeError as e:
+        raise InputError(f"the tokenizer's settings name the special token {token!r:.80}: {e}") from None

@@ -316,6 +316,12 @@ PROBLEMS = {
     ),
     "config": (edit_config("transformer", num_layers=3), "32 unexpected: transformer_blocks.3."),
     "field": (edit_config("transformer", num_attention_heads="two"), "configuration makes no sense"),
+    "deep config": (lambda f: (f / "transformer" / "config.json").write_text("[" * 200_000), "config.json is not JSON: maximum recursion depth"),
+    "long number": (lambda f: (f / "transformer" / "config.json").write_text("9" * 5000), "config.json is not JSON: Exceeds the limit"),
+    "no text": (
+        edit_keys(WEIGHTS, lambda x: x.update({"a\x1b[31m\nb": np.zeros(3)})),
+        r"transformer does not fit its configuration: 1 unexpected: 'a\\x1b\[31m\\nb'",
+    ),
     "no config": (lambda f: (f / "transformer" / "config.json").unlink(), "has no config.json; found diffusion_pytorch_model.safetensors"),
     "truncated": (lambda f: os.truncate(f / WEIGHTS, 5000), "safetensors: .*truncated"),
     "shard": (without_a_shard, "1 of 4 shards are missing"),
@@ -367,6 +373,15 @@ def test_inspect_part_of_a_release(tmp_path):
     assert blocks[3]["problem"] == "sample.py also needs autoencoder (vae or ae.safetensors), tokenizer_2"
     code, _ = inspected(changed(tmp_path, INFU, lambda f: (f / "recognition_arcface_ir_se50.pth").unlink()))
     assert code == 0  # the release itself has no ArcFace; --arcface names it
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path):
+    header = json.dumps({"a\ud800\x1b[31m\nb": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "l.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    code, [block] = inspected(tmp_path / "l.safetensors")
+    assert code == 1 and r"its 1 keys begin 'a\ud800\x1b[31m\nb'; known are" in block["problem"]
+    ran = command(convert_weights, "merge-lora", FLUX / "transformer", tmp_path / "out", "--lora", tmp_path / "l.safetensors")
+    assert_one_line(ran, r"1 of 1 keys match no layer: 'a\\ud800\\x1b\[31m\\nb'")
 
 
 def test_inspect_nothing(tmp_path):

@@ -240,6 +240,26 @@ def test_peft_folder(models, tmp_path, settings, strength):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (b"\xff\xfe{}", "adapter_config.json: its LoRA settings are not JSON"),
+        (b"[" * 100_000, "adapter_config.json: its LoRA settings are not JSON: maximum recursion depth"),
+        (b"[]", "adapter_config.json: its LoRA settings are not an object"),
+        (b'{"lora_alpha": 1' + b"0" * 400 + b"}", "to_q: its alpha is not a number"),
+        (b'{"lora_alpha": 1, "alpha_pattern": [1]}', "to_q: its alpha is not a number"),
+        (b'{"lora_alpha": 1, "alpha_pattern": {"(": 1}}', "to_q: its alpha is not a number"),
+    ],
+)
+def test_damaged_peft_folder(models, tmp_path, settings, message):
+    module = "base_model.model.transformer_blocks.0.attn.to_q"
+    down, up = pair(64, 64)
+    write(tmp_path / "adapter_model.safetensors", {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up})
+    (tmp_path / "adapter_config.json").write_bytes(settings)
+    with pytest.raises(ConversionError, match=message):
+        lora.read(tmp_path, 1.0, models)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a.safetensors", ("a.safetensors", 1.0)),

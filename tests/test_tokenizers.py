@@ -13,6 +13,7 @@ import tokenizers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from infu_jax.assets.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from infu_jax.errors import InputError
 from infu_jax.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 
 PROMPTS = [
@@ -203,6 +204,34 @@ def test_missing_and_broken_files(folders, tmp_path):
     (clip / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="'<|endoftext|>' is not in vocab.json"):
         load_clip_tokenizer(clip)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("both", {"pad_token": {"text": "!"}}, "the special token {'text': '!'}; a text, or an object with its content"),
+        ("both", {"pad_token": 5}, "the special token 5; a text, or"),
+        ("both", {"pad_token": {"content": "\ud800"}}, "the special token .*; a text, or"),
+        ("both", {"pad_token": "\ud800"}, r"the special token '\\ud800'; a text, or"),
+        ("both", [["pad_token", "!"]], "tokenizer_config.json is not a JSON object: it holds list"),
+        ("both", "[" * 200_000, "tokenizer_config.json is not a JSON object: maximum recursion depth"),
+        ("clip", {"added_tokens_decoder": {"x": 5}}, "added_tokens_decoder {'x': 5}; an object of ids and tokens is needed"),
+        ("clip", {"added_tokens_decoder": ["!"]}, r"added_tokens_decoder \['!'\]; an object of ids"),
+        ("clip", {"added_tokens_decoder": {"9" * 5000: "!"}}, "added_tokens_decoder .*; an object of ids"),
+        ("clip", {"added_tokens_decoder": {"0": 5}}, "the special token 5; a text, or"),
+        ("clip", {"added_tokens_decoder": {"0": {"content": "!", "lstrip": "x"}}}, "the special token {'content': '!', 'lstrip': 'x'}: "),
+        ("clip", {"bos_token": ["!"]}, r"the special token \['!'\]; a text, or"),
+        ("t5", {"extra_ids": "100"}, "extra_ids '100'; a whole number from 0 is needed"),
+        ("t5", {"extra_ids": 10**9}, "extra_ids 1000000000; a whole number from 0 is needed"),
+    ],
+)
+def test_settings_that_make_no_sense(folders, tmp_path, kind, settings, message):
+    for which, load in (("clip", load_clip_tokenizer), ("t5", load_t5_tokenizer)):
+        if kind in ("both", which):
+            folder = without(folders["tiny_clip" if which == "clip" else "tiny_t5_spiece"], tmp_path / which)
+            (folder / "tokenizer_config.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
+            with pytest.raises(InputError, match=message):
+                load(folder)
 
 
 def test_tiny_vocabularies(folders, tmp_path):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from infu_jax.convert import numbers, rules, safetensors, source
-from infu_jax.convert.errors import ConversionError
+from infu_jax.convert.errors import ConversionError, shown
 
 Plans = Mapping[tuple[str, str], rules.Plan]  # by model and name of the layout
 
@@ -111,20 +111,20 @@ def _open(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     file = path / "pytorch_lora_weights.safetensors" if file.is_dir() else file
     tensors = source.open_tensors(file)
     if file.name == "adapter_model.safetensors" and (file.parent / "adapter_config.json").exists():
-        return tensors, _json((file.parent / "adapter_config.json").read_text(encoding="utf-8"), file.parent / "adapter_config.json")
+        return tensors, _json((file.parent / "adapter_config.json").read_bytes(), file.parent / "adapter_config.json")
     stored = safetensors.read_metadata(file).get("lora_adapter_metadata") if file.suffix == ".safetensors" else None
     if stored is None:
         return tensors, {}
     settings = _json(stored, file)
     if others := {k.partition(".")[0] for k in settings if not k.startswith("transformer.")}:
-        raise ConversionError(f"{file}: its metadata are about {', '.join(sorted(others))} besides transformer; only the transformer's are read")
+        raise ConversionError(f"{file}: its metadata are about {', '.join(map(shown, sorted(others)))} besides transformer; only the transformer's are read")
     return tensors, {k.removeprefix("transformer."): v for k, v in settings.items()}
 
 
-def _json(text: str, path: Path) -> dict[str, Any]:
+def _json(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConversionError(f"{path}: its LoRA settings are not JSON: {e}") from None
     if not isinstance(settings, dict) or settings.get("use_dora"):
         raise ConversionError(f"{path}: {'DoRA is not supported' if isinstance(settings, dict) else 'its LoRA settings are not an object'}")
@@ -154,7 +154,7 @@ def _match(tensors: Mapping[str, np.ndarray], plans: Plans, path: Path) -> dict[
         hint = f"; it seems to hold {', '.join(foreign)}, which is not supported" if foreign else ""
         if text and not any(model in ("clip", "t5") for model, _ in plans):
             hint += f"; {len(text)} of them are for text encoders, which are not part of this checkpoint"
-        raise ConversionError(f"{path}: matched {said}; {len(unmatched)} of {len(tensors)} keys match no layer: {_some(sorted(unmatched))}{hint}")
+        raise ConversionError(f"{path}: matched {said}; {len(unmatched)} of {len(tensors)} keys match no layer: {_some(sorted(map(shown, unmatched)))}{hint}")
     return matches
 
 
@@ -207,7 +207,7 @@ def _alpha(found: _Found, rank: int, settings: Mapping[str, Any], where: str) ->
                 return alpha / math.sqrt(rank)
         else:
             return 1.0
-    except (ValueError, TypeError, AttributeError, re.error) as e:
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as e:
         raise ConversionError(f"{where}: its alpha is not a number ({e})") from None
     if not math.isfinite(alpha):
         raise ConversionError(f"{where}: its alpha is {alpha}")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from infu_jax.convert import numbers
-from infu_jax.convert.errors import ConversionError
+from infu_jax.convert.errors import ConversionError, shown
 
 Shape = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]  # (start, stop) on every axis
@@ -136,7 +136,7 @@ def check_file(plan: Plan, found: Mapping[str, Shape], *, ignore: Sequence[str] 
     if missing:
         problems.append(f"{len(missing)} missing: {_some(missing)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+        problems.append(f"{len(unexpected)} unexpected: {_some([shown(k) for k in unexpected])}")
     if wrong:
         problems.append(f"{len(wrong)} of another shape: {_some([f'{k} is {list(found[k])}, expected {list(plan.their_shapes[k])}' for k in wrong])}")
     if problems:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from infu_jax.convert.errors import ConversionError
+from infu_jax.convert.errors import ConversionError, shown
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -98,17 +98,18 @@ def open_sharded(path: str | Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path}: shard {_show(outside[0])} is not the plain name of a .safetensors file in the same folder")
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
-        raise ConversionError(f"{path}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}; download them into {path.parent}")
+        raise ConversionError(f"{path}: {len(missing)} of {len(shards)} shards are missing: {', '.join(map(shown, missing))}; download them into {path.parent}")
     found = {shard: open_file(path.parent / shard) for shard in shards}
     # Every key of a shard must be assigned to that shard, so no key can be in two of them.
     for shard, tensors in found.items():
         for key in tensors:
             if weight_map.get(key) != shard:
-                said = f"the index says {weight_map[key]}" if key in weight_map else "the index does not name it"
-                raise ConversionError(f"{path}: tensor {_show(key)} is in {shard}, but {said}; the files are of different downloads")
+                said = f"the index says {shown(weight_map[key])}" if key in weight_map else "the index does not name it"
+                raise ConversionError(f"{path}: tensor {_show(key)} is in {shown(shard)}, but {said}; the files are of different downloads")
     absent = [key for key, shard in weight_map.items() if key not in found[shard]]
     if absent:
-        raise ConversionError(f"{path}: {len(absent)} tensors are not in the shard that the index says, e.g. {_show(absent[0])} in {weight_map[absent[0]]}")
+        some = f"{_show(absent[0])} in {shown(weight_map[absent[0]])}"
+        raise ConversionError(f"{path}: {len(absent)} tensors are not in the shard that the index says, e.g. {some}")
     return {key: found[shard][key] for key, shard in weight_map.items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from infu_jax.convert import arcface, autoencoder, clip, clip_model, flux, infusenet, resampler, safetensors, t5, torch_pickle
-from infu_jax.convert.errors import ConversionError
+from infu_jax.convert.errors import ConversionError, shown
 from infu_jax.convert.layout import Layout
 
 # CLIP's two towers come before its text encoder, of which they have every key.
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConversionError(f"{folder} has no config.json; found {_listing(folder)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:
         raise ConversionError(f"{folder / 'config.json'} is not JSON: {e}") from None
     if not isinstance(config, dict):
         raise ConversionError(f"{folder / 'config.json'} holds {type(config).__name__}, expected an object")
@@ -137,7 +137,7 @@ def identify(tensors: Mapping[str, np.ndarray], path: Path) -> Layout:
         if all(key in tensors for key in layout.signature):
             return layout
     known = ", ".join(sorted({f"{layout.model} ({layout.name})" for layout in LAYOUTS}))
-    some = ", ".join(sorted(tensors)[:4])
+    some = ", ".join(map(shown, sorted(tensors)[:4]))
     raise ConversionError(f"{path} is none of the known models: its {len(tensors)} keys begin {some}; known are {known}")
 
 
@@ -153,7 +153,7 @@ def _unwrap(content: Any, path: Path) -> Mapping[str, np.ndarray]:
 def _kind(content: Any) -> str:
     if not isinstance(content, dict):
         return type(content).__name__
-    return "a dict of " + ", ".join(f"{k}: {type(v).__name__}" for k, v in list(content.items())[:4])
+    return "a dict of " + ", ".join(f"{shown(str(k))}: {type(v).__name__}" for k, v in list(content.items())[:4])
 
 
 def _listing(folder: Path) -> str:
