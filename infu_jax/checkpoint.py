@@ -6,6 +6,7 @@ are read from its checkpoints in the same way.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -86,6 +87,7 @@ def _open_orbax(path: Path, name: str, cfg: Any, layout: str) -> source.Source:
         )
     # Arrays of one element each, stretched: only Orbax reads the real ones.
     tensors = {k: np.broadcast_to(np.zeros((), v.dtype), v.shape) for k, v in found.tree.items()}
+    _check_layers(cfg, path, max([len(tensors), *(x.shape[0] for x in tensors.values() if x.ndim)]))  # stacks have an axis of layers
     ours = {k: v for k, v in param_shapes(_build(name, cfg, path)).items() if v.size}
     layout = Layout(name, layout, (), lambda _: [rule for name in ours for rule in rules.same(name, name)])
     return source.Source(path, layout, cfg, tensors)
@@ -97,6 +99,8 @@ def check(found: source.Source, mesh: Mesh | None = None) -> nnx.Module:
     Raises ConversionError where something is missing, unexpected, of another shape or of integers, InputError where `mesh` does not divide it.
     """
     model = found.layout.model
+    if found.layout.name not in (CONVERTED, RUN):
+        _check_layers(found.cfg, found.path, len(found.tensors))
     module = _build(model, found.cfg, found.path)
     plan = _plan(found, module)
     rules.check_file(plan, {k: v.shape for k, v in found.tensors.items()}, ignore=found.layout.ignore, source=str(found.path))
@@ -247,6 +251,14 @@ def _build(model: str, cfg, path: Path) -> nnx.Module:
         return abstract(model, cfg)
     except (TypeError, ValueError, ArithmeticError) as e:  # sizes that do not go together
         raise ConversionError(f"{path}: its configuration makes no sense: {e}") from None
+
+
+def _check_layers(cfg, path: Path, most: int) -> None:
+    """Raise where a configuration has more layers than its tensors leave room for: a plan of a thousand million of them does not fit into memory."""
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if re.search("depth|num_layers|num_res_blocks", field.name) and value > most:
+            raise ConversionError(f"{path} does not fit its configuration: {field.name} is {value}, its tensors are enough for {most} at most")
 
 
 def _plan(found: source.Source, module: nnx.Module) -> rules.Plan:

@@ -315,6 +315,7 @@ PROBLEMS = {
         f"transformer: 2 weights are not floating-point numbers: {NORM} is int8, x_embedder.weight is int32; quantized files are not read",
     ),
     "config": (edit_config("transformer", num_layers=3), "32 unexpected: transformer_blocks.3."),
+    "layers": (edit_config("transformer", num_layers=10**9), "transformer does not fit its configuration: depth is 1000000000, .* enough for 260 at most"),
     "field": (edit_config("transformer", num_attention_heads="two"), "configuration makes no sense"),
     "deep config": (lambda f: (f / "transformer" / "config.json").write_text("[" * 200_000), "config.json is not JSON: maximum recursion depth"),
     "long number": (lambda f: (f / "transformer" / "config.json").write_text("9" * 5000), "config.json is not JSON: Exceeds the limit"),
@@ -357,6 +358,7 @@ def edit_json(**values):
         (edit_json(model="gpt"), "says model 'gpt'; expected one of flux, "),
         (edit_json(config={"vocab_size": 5}), r"CLIPTextConfig: unknown fields \[\], missing fields \['eos_token_id'"),
         (edit_json(config={**dataclasses.asdict(dataclasses.replace(config.CLIPTextConfig(), num_layers=-1))}), "num_layers is -1"),
+        (edit_json(config=dataclasses.asdict(dataclasses.replace(config.CLIPTextConfig(), num_layers=10**9))), "num_layers is 1000000000, .* enough for"),
         (edit_json(config=dataclasses.asdict(config.CLIPTextConfig())), "text_encoder does not fit its configuration: .* of another shape"),
     ],
 )
