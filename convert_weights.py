@@ -191,7 +191,9 @@ def merge_lora(args: MergeLora) -> None:
         else:
             if not place:
                 _check_name(args.out, model, single)
-            jobs.append(_torch_job(f, params, place, f.layout, None, shard_bytes, single))
+            # A parameter of ours that is made of several tensors has one dtype for all; JAX has no float64.
+            kept = {k: _dtype("float32") if x.dtype == _dtype("float64") else x.dtype for k, x in f.tensors.items()}
+            jobs.append(_torch_job(f, params, place, f.layout, kept, shard_bytes, single))
     _write(jobs, src, args.out)
 
 

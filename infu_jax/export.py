@@ -77,7 +77,7 @@ def tensors(
     Args:
         params: from `checkpoint.open_params`.
         dtype: of the floating-point tensors; by default that of our parameters. In float8 only tensors of two axes or more
-            are, and vectors are bfloat16. Counters are int64, as PyTorch keeps them.
+            are, and vectors are bfloat16. Counters are int64, as PyTorch keeps them. Or the dtype of every tensor, by its name.
         wrote: called with the bytes of every tensor that was made.
     """
     plan = rules.plan(layout.rules(cfg), {k: p.shape for k, p in params.items()})
@@ -86,7 +86,7 @@ def tensors(
 
     def lazy(key: str) -> safetensors.LazyTensor:
         shape, stored = plan.their_shapes[key], numbers.join(params[p.ours].dtype for p in plan.by_theirs[key])
-        target = _target(stored, shape, dtype)
+        target = dtype[key] if isinstance(dtype, Mapping) else _target(stored, shape, dtype)
 
         def read() -> np.ndarray:
             made = numbers.cast(plan.read_theirs(key, params, stored), target, key)

@@ -18,7 +18,7 @@ from infu_jax.convert import lora_files, rules, safetensors, source
 from infu_jax.convert.errors import ConversionError
 from infu_jax.errors import InputError
 from infu_jax.sharding import make_mesh
-from tests.test_sample_cli import FLUX, INFU, SMALL, assert_one_line, command, listing, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
+from tests.test_sample_cli import FLUX, INFU, SMALL, assert_one_line, changed, command, edit_keys, listing, one_device, only, pixels  # noqa: F401  (one_device is a fixture)
 
 DRAW = np.random.default_rng(0)
 MODELS = ("--base", FLUX, "--infu", INFU)
@@ -372,6 +372,24 @@ def test_merge_lora(files, tmp_path, kind):
             command(convert_weights, "merge-lora", FLUX / "vae", tmp_path / "no", "--lora", files[0]), "vae holds autoencoder; LoRAs are merged into a FLUX"
         )
         assert listing(tmp_path) == before
+
+
+def test_merge_lora_keeps_mixed_dtypes(files, tmp_path):
+    """Those of every tensor, where one of our parameters is made of several; what no LoRA changes is the same to the bit."""
+    kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16, np.float16)
+
+    def mix(tensors):
+        for n, key in enumerate(sorted(tensors)):
+            tensors[key] = tensors[key].astype(kinds[n % 3])
+
+    src = changed(tmp_path, FLUX, edit_keys("transformer/diffusion_pytorch_model.safetensors", mix)) / "transformer"
+    assert command(convert_weights, "merge-lora", src, tmp_path / "out", "--lora", f"{files[0]}:0.5").code == 0
+    before, after = source.open_tensors(src), source.open_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for key, x in before.items():
+        assert after[key].dtype == x.dtype and (after[key].tobytes() == x.tobytes()) != (".proj_out.weight" in key), key
+    ran = command(convert_weights, "merge-lora", src, tmp_path / "no", "--lora", f"{files[0]}:5000")
+    assert re.search(r"error: \S+.proj_out.weight has values up to .*; float8_e4m3fn ends at 448", ran.err)
 
 
 @pytest.mark.parametrize(
