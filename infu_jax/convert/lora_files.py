@@ -4,8 +4,8 @@ A LoRA adds scale * alpha / rank * up @ down to some weight matrices. Files name
 looked up among the names of diffusers' and Black Forest Labs' layouts. A key that leads nowhere is an error, never dropped in silence.
 
 Read are: kohya's sd-scripts (`lora_unet_*`, `lora_te*_*`, with `.alpha`), OneTrainer (`lora_transformer_*`), XLabs
-(`*.processor.*`), diffusers and PEFT (`transformer.*`, `base_model.model.*`, with `.alpha` keys, metadata or adapter_config.json), and
-ComfyUI's `diffusion_model.*` and `text_encoders.*` in the place of any of these prefixes.
+(`*.processor.*`), diffusers and PEFT (`transformer.*`, `base_model.model.*`, with `.alpha` keys, `lora_adapter_metadata` in the header or
+adapter_config.json), and ComfyUI's `diffusion_model.*` and `text_encoders.*` in the place of any of these prefixes.
 """
 
 from __future__ import annotations
