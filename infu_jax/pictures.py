@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import re
@@ -123,6 +124,8 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """`text` on one line, shortened to `width` pixels."""
     text = " ".join(text.split())
-    while font.getlength(text) > width and text:
-        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
-    return text
+    # No more characters are measured than there are pixels: Pillow refuses a million, and each look takes time with the length.
+    if len(text) <= width and font.getlength(text) <= width:
+        return text
+    fitting = bisect.bisect_right(range(min(len(text), width)), width, key=lambda kept: font.getlength(text[:kept] + "…"))
+    return text[: fitting - 1].rstrip() + "…" if fitting > 1 else ""

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFont, PngImagePlugin
 
 from infu_jax import pictures
 from infu_jax.errors import InputError
@@ -178,3 +178,19 @@ def test_sheet_shows_every_picture_once():
         assert len(rows) == 30 * 40 and np.ptp(rows) == 29 and np.ptp(columns) == 39
     assert sheet.shape[1] == 12 + 3 * (40 + 12)  # three abreast; the fourth goes below
     assert (sheet[-1] == 255).all() and (sheet[:, -1] == 255).all() and sheet.min() < 100  # a white margin, dark captions
+
+
+@pytest.mark.parametrize("length", [10, 8000, 2_000_000])
+def test_long_prompts_are_cut_in_a_few_looks(monkeypatch, length):
+    """Pillow refuses a million characters, and dropping them one at a time takes time with the square of their number."""
+    font, looks = ImageFont.load_default(15), []
+    getlength = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", lambda self, text, *rest: (looks.append(len(text)), getlength(self, text, *rest))[1])
+    for text in ("i" * length, "W" * length, ("ab " * length)[:length].strip()):
+        looks.clear()
+        found = pictures._cut(text, font, 150)
+        assert len(looks) <= 12 and sum(looks) < 2000
+        kept = found.removesuffix("…")
+        assert text.startswith(kept) and getlength(font, found) <= 150
+        assert found == text or getlength(font, text[: len(kept) + 2] + "…") > 150  # nothing that fits is left out, but for a space at the end
+    assert pictures._cut("WWWW", font, 3) == ""
