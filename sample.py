@@ -35,6 +35,7 @@ from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
 from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
 from infu_jax.errors import InputError
+from infu_jax.prompts import lines_of
 from infu_jax.stack_options import sampling_for
 
 ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
@@ -232,11 +233,7 @@ def _jobs(args: Args) -> list[tuple[str, int]]:
     """Prompt and seed of every picture, the pictures of one prompt together."""
     prompts = list(args.prompt)
     if args.prompts_file is not None:
-        try:
-            lines = args.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{args.prompts_file} is not UTF-8 text") from None
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        found = [line.strip() for line in lines_of(args.prompts_file) if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise InputError(f"{args.prompts_file} has no prompts; write one a line")
         prompts += found

@@ -49,14 +49,14 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _text_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line, word for the gender, prompt."""
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             before, tab, text = line.partition("\t")
             yield number, before if tab else "", text if tab else line
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    reader = csv.DictReader(_lines(path))
+    reader = csv.DictReader(lines_of(path))
     if "prompt" not in (reader.fieldnames or ()):
         raise InputError(f"{path} has no column prompt; its first line reads {_first(reader)}")
     for row in reader:
@@ -66,7 +66,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def read_genders(path: Path, who: str) -> dict[str, str]:
     """woman, man or any for each person that a .csv file says it of; `who`: its column of names, beside gender."""
-    reader = csv.DictReader(_lines(path))
+    reader = csv.DictReader(lines_of(path))
     if not {who, "gender"} <= set(reader.fieldnames or ()):
         raise InputError(f"{path}: its first line reads {_first(reader)}; expected the columns {who} and gender")
     said = ((row[who] or "", _gender(row["gender"] or "", path, reader.line_num)) for row in reader)
@@ -89,7 +89,8 @@ def _first(reader: csv.DictReader) -> str:
     return f"{','.join(reader.fieldnames or ())!r:.100}"
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, with their ends."""
     try:
         return list(io.StringIO(path.read_text(encoding="utf-8-sig")))  # str.splitlines also cuts where texts have U+2028, form feeds and the like
     except UnicodeDecodeError:

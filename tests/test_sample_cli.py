@@ -484,6 +484,11 @@ def test_no_picture_is_made_twice():
     assert jobs == [(prompt, seed) for prompt in "ab" for seed in (7, 8, 9)]
 
 
+def test_only_line_breaks_end_a_prompt(tmp_path):
+    file = text(tmp_path, "\ufeffa\u2028dog\r\n# a comment\n a\x0ccat\x85 \n\n")
+    assert [prompt for prompt, _ in sample._jobs(options_of("--prompts-file", file))] == ["a\u2028dog", "a\x0ccat"]
+
+
 # Settings from a picture --------------------------------------------------------------------------
 
 
