@@ -226,6 +226,11 @@ class InfUPipeline:
                     id_embedding=id_embedding, id_tokens=self._fetch(id_tokens), txt=self._fetch(text.txt), y=self._fetch(text.y), control_image=drawn,
                     control_latents=self._fetch(control), noise=noise, times=schedule.times, image=decoded, **steps,
                 )  # fmt: skip
+        if bad := [seed for seed, image in zip(seeds, decoded) if not np.isfinite(image).all()]:
+            raise InputError(
+                f"the picture of seed {', '.join(map(str, bad))} has pixels that are NaN or infinite; look for such numbers in the weights, and try smaller "
+                f"LoRA scales, a smaller guidance (it is {settings.guidance}), or dtype float32 (it is {jnp.dtype(self.dtype)})"
+            )
         images = np.round(np.clip(decoded * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
         return Pictures(images, prompts, seeds, id_embedding, record)
 
@@ -261,7 +266,10 @@ class InfUPipeline:
         if (known := self.recent.get(key)) is not None:
             return known.copy()
         found = face.largest_face(self.detector, image)
-        return self.recent.put(key, self.embed_crops(face.align(image, found.keypoints, self.arcface.cfg.image_size)[None])[0]).copy()
+        embedding = self.embed_crops(face.align(image, found.keypoints, self.arcface.cfg.image_size)[None])[0]
+        if not np.isfinite(embedding).all():
+            raise InputError("the embedding of a face is NaN or infinite; ArcFace's weights are damaged: download them again, or give others with --arcface")
+        return self.recent.put(key, embedding).copy()
 
     def embed_crops(self, crops: np.ndarray) -> np.ndarray:
         """ArcFace embeddings (B, 512) of aligned faces (B, 112, 112, 3) uint8 BGR, see `face.align`."""

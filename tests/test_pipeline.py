@@ -273,6 +273,29 @@ def test_wrong_settings(changes, message):
         SamplingConfig(**changes)
 
 
+def poisoned(model):
+    """A copy whose last weight is NaN throughout."""
+    graph, weights = nnx.split(model)
+    flat = nnx.to_flat_state(weights)
+    path, last = [(path, v) for path, v in flat if jnp.issubdtype(v.dtype, jnp.floating)][-1]
+    return nnx.merge(graph, nnx.from_flat_state([(p, last.replace(jnp.full_like(v[...], jnp.nan)) if p == path else v) for p, v in flat]))
+
+
+def test_pictures_that_are_not_finite(pipeline):
+    """A guidance beyond float32 and broken weights are told of; they used to be black pictures."""
+    given = dict(prompts=PROMPTS, seeds=SEEDS, settings=SETTINGS)
+    with pytest.raises(InputError, match=r"of seed 5, 6 has pixels that are NaN .* guidance \(it is 1e\+39\), or dtype float32 \(it is float32\)"):
+        pipeline(**given | dict(settings=dataclasses.replace(SETTINGS, guidance=1e39)), id_embedding=EMBEDDING)
+    with pytest.raises(InputError, match="of seed 6 has pixels that are NaN"):
+        noise = np.zeros((2, H, W, 16), np.float32)
+        noise[1] = np.nan
+        pipeline(**given, id_embedding=EMBEDDING, noise=noise)
+    photo = face.read_image(ASSETS / "faces" / "ada.png")
+    with pytest.raises(InputError, match="embedding of a face is NaN or infinite; ArcFace's weights are damaged"):
+        dataclasses.replace(pipeline, arcface=poisoned(pipeline.arcface)).embed_face(photo)
+    assert np.isfinite(pipeline.embed_face(photo)).all()
+
+
 def test_offload(tiny, pipeline, paint):
     parked = InfUPipeline.load(*tiny, offload=True)
     for name in ("flux", "infusenet", *parking.PARKED):
