@@ -333,6 +333,13 @@ class InfUPipeline:
         first, last = flow.window(settings.steps, settings.guidance_start, settings.guidance_end)
         if settings.conditioning_scale == 0:
             first, last = 0, 0
+        elif first == last and settings.guidance_start < settings.guidance_end:  # one of no width is meant
+            steps, near = settings.steps, min(int(settings.guidance_start * settings.steps), settings.steps - 1)
+            warnings.warn(
+                f"none of {steps} steps lies within guidance_start {settings.guidance_start} and guidance_end {settings.guidance_end} (the step there goes "
+                f"from {near / steps:.3g} to {(near + 1) / steps:.3g}), so InfuseNet does nothing; widen the window or take more steps",
+                stacklevel=3,
+            )
         padded = jax.tree.map(lambda x: np.pad(x, (0, -len(x) % SCHEDULE_PAD)), schedule)
         tables = []
         for k in range(0, settings.steps, TABLE_STEPS):

@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import json
+import re
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -180,6 +182,24 @@ def test_outside_the_window_nothing_is_recorded(pipeline):
     settings = dataclasses.replace(SETTINGS, steps=4, guidance_start=0.25, guidance_end=0.75)
     trace = pipeline(PROMPTS, id_embedding=EMBEDDING, settings=settings, trace=True).trace
     assert [x is not None for x in trace["double_residuals"]] == [x is not None for x in trace["single_residuals"]] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(guidance_start=0.4, guidance_end=0.6), r"none of 3 steps .* 0\.4 and guidance_end 0\.6 \(the step there goes from 0\.333 to 0\.667\)"),
+        (dict(guidance_start=0.9), r"goes from 0\.667 to 1\)"),
+        (dict(guidance_start=0.5, guidance_end=0.5), None),
+        (dict(guidance_start=0.4, guidance_end=0.6, conditioning_scale=0.0), None),
+        (dict(guidance_start=0.3, guidance_end=0.7), None),
+    ],
+)
+def test_a_window_without_a_step_warns(pipeline, paint, settings, said):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        paint(pipeline, **settings)
+    found = [str(w.message) for w in found if "InfuseNet does nothing" in str(w.message)]
+    assert len(found) == bool(said) and all(re.search(said, message) for message in found)
 
 
 def test_a_long_prompt_warns_and_is_cut(pipeline, paint):
