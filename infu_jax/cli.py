@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import sys
 import warnings
@@ -76,9 +77,10 @@ def file_and_scale(text: str) -> tuple[Path, float]:
 def appearing(out: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary name beside `out`, for a file or folder that takes that name when the block ends well and is removed when it does not.
 
-    replace: a file that is there is replaced; otherwise it is an error. A run that is killed leaves `.<name>.<process>.partial`, which nothing reads.
+    replace: a file that is there is replaced; otherwise it is an error. A run that is killed leaves `.<name>.<random>.partial`, which nothing reads.
     """
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    # Not the process id: containers that share a folder are all process 1 to themselves.
+    partial = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         if out.exists() and not replace:
@@ -91,7 +93,7 @@ def appearing(out: Path, replace: bool = False) -> Iterator[Path]:
 def check_writable(folder: Path, needed: int = 0) -> None:
     """Find out before the work, not after it, whether `folder` can be made and has room for `needed` bytes. Leaves nothing behind."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    probe = place / f".{os.getpid()}.partial"
+    probe = place / f".{secrets.token_hex(4)}.partial"
     try:
         probe.touch()
         probe.unlink()

@@ -6,6 +6,7 @@ import bisect
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def save_png(path: Path, image: np.ndarray, recipe: Mapping[str, Any]) -> None:
     info.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     info.add_itxt("XML:com.adobe.xmp", XMP)
     info.add_text("Description", "Synthetic picture made by a generative model (infu_jax)")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not the process id: containers that share a folder are all process 1 to themselves.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         Image.fromarray(image).save(partial, format="PNG", pnginfo=info)
         _rename(partial, path)

@@ -32,6 +32,15 @@ def test_a_name_that_is_taken_meanwhile(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_runs_with_the_same_process_id(tmp_path, monkeypatch):
+    """As in two containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with appearing(tmp_path / "out", replace=True) as ours, appearing(tmp_path / "out", replace=True) as others:
+        ours.write_text("ours")
+        others.write_text("others")
+        assert ours.read_text() == "ours"
+
+
 @pytest.mark.parametrize("asked", [None, "0.5"])
 def test_programs_have_the_gpu_to_themselves(monkeypatch, asked):
     """But for what the user says of it."""

@@ -92,6 +92,23 @@ def test_two_runs_share_a_folder(tmp_path, monkeypatch):
     assert pictures.read_recipe(taken[0]) == {"run": "the other"} and pictures.read_recipe(path) == {"run": "ours"}
 
 
+def test_runs_with_the_same_process_id(tmp_path, monkeypatch):
+    """As in two containers: the other run writes all of its picture while we write ours."""
+    save, others = Image.Image.save, []
+
+    def slow(self, path, **options):
+        save(self, path, **options)
+        if not others:
+            others.append(None)
+            others[0] = pictures.save_next(tmp_path, "seed1", image(seed=5), {"run": "the other"})
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(Image.Image, "save", slow)
+    ours = pictures.save_next(tmp_path, "seed1", image(seed=6), {"run": "ours"})
+    assert sorted(os.listdir(tmp_path)) == sorted([ours.name, others[0].name])
+    assert pictures.read_recipe(ours) == {"run": "ours"} and pictures.read_recipe(others[0]) == {"run": "the other"}
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def save(self, path, **_):
         path.write_bytes(b"\x89PNG half")
@@ -127,7 +144,7 @@ def test_a_killed_run_leaves_no_picture(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = sorted(p.name for p in tmp_path.iterdir())
-    assert len(left) == 2 and left[1] == "0001_seed1.png" and re.fullmatch(r"\.0002_seed1\.png\.\d+\.partial", left[0])
+    assert len(left) == 2 and left[1] == "0001_seed1.png" and re.fullmatch(r"\.0002_seed1\.png\.[0-9a-f]{8}\.partial", left[0])
     assert pictures.read_recipe(tmp_path / "0001_seed1.png") == {"n": 1}
     assert pictures.save_next(tmp_path, "seed1", image(), RECIPE).name == "0002_seed1.png"
 
