@@ -92,7 +92,11 @@ def appearing(out: Path, replace: bool = False) -> Iterator[Path]:
 
 def check_writable(folder: Path, needed: int = 0) -> None:
     """Find out before the work, not after it, whether `folder` can be made and has room for `needed` bytes. Leaves nothing behind."""
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            break
+        if place.is_symlink():
+            raise InputError(f"{place} is a link to something that is not there; make its target, or choose another output folder")
     probe = place / f".{secrets.token_hex(4)}.partial"
     try:
         probe.touch()

@@ -248,6 +248,14 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch, place):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("place", ["dangling", "dangling/below"])
+def test_folder_that_is_a_link_to_nothing(tmp_path, place):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    before = listing(tmp_path)
+    assert_one_line(command(sample, "--prompt", "a", "--out", tmp_path / place), "dangling is a link to something that is not there")
+    assert listing(tmp_path) == before
+
+
 def test_options_that_do_not_exist_are_usage_errors(tmp_path):
     for argv in (["--sampler", "x"], ["--width", "wide"], ["--detector", "other"], ["--dtype", "int8"]):
         ran = command(sample, "--prompt", "a", "--out", tmp_path / "out", *argv)
