@@ -39,6 +39,7 @@ from infu_jax.prompts import lines_of
 from infu_jax.stack_options import sampling_for
 
 ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
+MAX_IMAGES = 100_000  # per prompt and seed: what nobody waits for is a slip, and its list of seeds could fill the memory
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
@@ -186,6 +187,7 @@ def _defaults(argv: list[str]) -> Args:
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
     scan.add_argument("--infu", type=Path)
+    scan.add_argument("--detector", nargs="?")
     scanned = scan.parse_known_args(argv)[0]
     path = scanned.like
     if path is None:
@@ -211,6 +213,8 @@ def _defaults(argv: list[str]) -> Args:
         )
     except (KeyError, TypeError) as e:
         raise InputError(f"{path}: its settings are not those of this version ({e!r}); give the options themselves instead of --like") from None
+    if (scanned.detector or stored.detector) == "yunet":
+        stored = dataclasses.replace(stored, detector_root=None)
     for name in ("id_image", "control_image"):
         file, digest = getattr(stored, name), recipe.get(f"{name}_sha256")
         if _flag(name) not in given and file is not None and file.is_file() and _sha256(file) != digest:
@@ -239,12 +243,13 @@ def _jobs(args: Args) -> list[tuple[str, int]]:
         prompts += found
     if not prompts:
         raise InputError('no prompt was given; use --prompt "..." or --prompts-file FILE')
-    if broken := [p for p in prompts if any("\ud800" <= c <= "\udfff" for c in p)]:
-        raise InputError(f"the prompt {broken[0]!r} is not UTF-8 text")
+    for what, texts in (("prompt", prompts), ("negative prompt", [args.negative_prompt or ""])):
+        if broken := [text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)]:
+            raise InputError(f"the {what} {broken[0]!r} is not UTF-8 text")
     if not args.seed:
         raise InputError("no seed was given; use --seed INT, or leave it out for random ones")
-    if args.num_images < 1:
-        raise InputError(f"num_images is {args.num_images}; at least 1 is needed")
+    if not 1 <= args.num_images <= MAX_IMAGES:
+        raise InputError(f"num_images is {args.num_images}; from 1 to {MAX_IMAGES} are possible")
     if wrong := [seed for seed in args.seed if not 0 <= seed <= 2**32 - args.num_images]:
         raise InputError(f"seed {wrong[0]} with num_images {args.num_images} is out of range; seeds go from 0 to {2**32 - 1}")
     jobs = [(prompt, seed) for prompt in dict.fromkeys(prompts) for given in args.seed for seed in _seeds(given, args.num_images)]
@@ -263,6 +268,8 @@ def _check_options(args: Args) -> None:
         raise InputError(f"keypoints has {len(args.keypoints)} numbers; 10 are needed: x y of left eye, right eye, nose, left and right mouth corner")
     if args.keypoints and args.control_image is not None:
         raise InputError("give --control-image or --keypoints, not both")
+    if args.detector == "yunet" and args.detector_root is not None:
+        raise InputError(f"detector_root is {args.detector_root} but yunet needs none; give --detector antelopev2, or leave --detector-root out")
     true_cfg = args.sampling.true_cfg
     if true_cfg > 1 and args.negative_prompt is None:
         raise InputError(f"true_cfg is {true_cfg} but there is no negative prompt; give --negative-prompt (it may be empty) or leave --true-cfg at 1")

@@ -22,6 +22,9 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`."""
     for name in ("absl", "asyncio"):  # Orbax tells of what it then raises, or of what does not matter here
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to stop half way
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))  # by JAX's default a quarter is left to others

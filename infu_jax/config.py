@@ -15,6 +15,7 @@ from infu_jax.errors import InputError
 
 Remat = Literal["offload", "block", "attention", "dots", "none"]  # what the backward pass keeps, see `models.layers.scan`
 Weights = Literal["auto", "int8"]  # how frozen weights are kept: in the dtype of the computation, or in eight bits, see `quantize`
+MAX_STEPS = 10_000  # of sampling; what nobody waits for is a slip, and its schedule could fill the memory
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class SamplingConfig:
         fits = w > 0 and h > 0 and w % 16 == 0 and h % 16 == 0
         _check(fits, f"size is {w}x{h}; sides must be multiples of 16 (try {max(w // 16, 1) * 16}x{max(h // 16, 1) * 16})")
         _check(self.steps >= 1, f"steps is {self.steps}; at least 1 is needed")
+        _check(self.steps <= MAX_STEPS, f"steps is {self.steps}; at most {MAX_STEPS} are possible (the release uses 30)")
         for name in ("guidance", "infusenet_guidance", "conditioning_scale", "true_cfg"):
             _check(math.isfinite(getattr(self, name)), f"{name} is {getattr(self, name)}; a finite number is needed")
         start, end = self.guidance_start, self.guidance_end

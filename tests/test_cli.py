@@ -52,6 +52,13 @@ def test_programs_have_the_gpu_to_themselves(monkeypatch, asked):
     assert seen == [asked or "0.95"]
 
 
+def test_names_that_the_terminal_cannot_show():
+    code = "import sys; from infu_jax.cli import run; run(lambda: (print('q\\udcff'), print('q\\udcff', file=sys.stderr)))"
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"q\\udcff\n", b"q\\udcff\n"), done
+
+
 ABANDONED = """
 import asyncio, tensorstore
 from infu_jax.cli import run

@@ -152,7 +152,9 @@ BAD_OPTIONS = {
     "prompt twice": (lambda t: ["--prompt", "a", "--prompt", "b"], "--prompt is given 2 times"),
     "width": (lambda t: ["--width", 65], "65x64; sides must be multiples of 16 .*64x64"),
     "window": (lambda t: ["--guidance-start", 0.6, "--guidance-end", 0.5], "guidance_start is 0.6 and guidance_end is 0.5"),
-    "num_images": (lambda t: ["--num-images", 0], "num_images is 0; at least 1"),
+    "num_images": (lambda t: ["--num-images", 0], "num_images is 0; from 1 to 100000 "),
+    "too many images": (lambda t: ["--num-images", 3_000_000_000], "num_images is 3000000000; from 1 to 100000 "),
+    "too many steps": (lambda t: ["--steps", 10**9], "steps is 1000000000; at most 10000 "),
     "batch": (lambda t: ["--batch", 0], "batch is 0; at least 1"),
     "seed below": (lambda t: ["--seed", -1], "seed -1 .* out of range"),
     "seed above": (lambda t: ["--seed", 5, 2**32], "seed 4294967296 .* out of range"),
@@ -163,12 +165,14 @@ BAD_OPTIONS = {
     "two controls": (lambda t: ["--keypoints", *KEYPOINTS, "--control-image", BO], "--control-image or --keypoints, not both"),
     "true_cfg alone": (lambda t: ["--true-cfg", 2], "true_cfg is 2.0 but there is no negative prompt"),
     "negative prompt alone": (lambda t: ["--negative-prompt", "blurry"], "no effect while true_cfg is 1"),
+    "negative prompt not text": (lambda t: ["--negative-prompt", os.fsdecode(b"caf\xe9"), "--true-cfg", 2], "the negative prompt .* is not UTF-8 text"),
     "no face": (lambda t: ["--id-image", grey(t)], "grey.png: no face found in a 96x96 picture"),
     "no picture": (lambda t: ["--id-image", text(t)], "file.txt: not a picture"),
     "photo missing": (lambda t: ["--id-image", t / "no.jpg"], "no.jpg: no such picture file"),
     "no face to follow": (lambda t: ["--control-image", grey(t)], "grey.png: no face found"),
     "detector root missing": (lambda t: ["--detector", "antelopev2", "--detector-root", t / "no"], "scrfd_10g_bnkps.onnx is missing; copy"),
     "detector root not given": (lambda t: ["--detector", "antelopev2"], "needs root"),
+    "detector root of no use": (lambda t: ["--detector-root", t], "yunet needs none; give --detector antelopev2, or leave --detector-root out"),
     "like nothing": (lambda t: ["--like", t / "no.png"], "no.png: No such file"),
     "like a photo": (lambda t: ["--like", grey(t)], "grey.png carries no infu_jax settings"),
 }
@@ -528,7 +532,9 @@ def test_options_override_a_picture(tmp_path):
     file = text(tmp_path, "a cat\n")
     assert sample._jobs(options_of("--like", path, "--prompts-file", file)) == [("a cat", 5)]
     path.unlink()
-    assert options_of("--like", stored(tmp_path, control_image=BO), "--keypoints", *KEYPOINTS).control_image is None
+    path = stored(tmp_path, control_image=BO, detector="antelopev2", detector_root=tmp_path)
+    assert options_of("--like", path, "--keypoints", *KEYPOINTS).control_image is None
+    assert options_of("--like", path).detector_root == tmp_path and options_of("--like", path, "--detector", "yunet").detector_root is None
 
 
 def test_a_photo_that_has_changed(tmp_path):
