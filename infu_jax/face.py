@@ -10,7 +10,6 @@ Source: InfiniteYou, pipelines/pipeline_infu_flux.py (_detect_face, extract_arcf
 import hashlib
 import importlib.util
 import math
-import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +87,9 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         raise FaceError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller") from error
     except Image.UnidentifiedImageError as error:
         raise FaceError(f"{path}: not a picture that Pillow can read; save it as PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise for damaged files
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly everything for damaged files
         raise FaceError(f"{path}: damaged picture file ({error}); save it again as PNG or JPEG") from error
 
 

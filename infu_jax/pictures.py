@@ -82,11 +82,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
             stored = image.info.get(KEY)
     except UnidentifiedImageError:
         raise InputError(f"{path} is not a picture") from None
+    except (OSError, RecursionError, MemoryError):
+        raise
+    except Exception as e:  # Pillow's decoders raise nearly everything for damaged files, and errors of their own for huge ones
+        raise InputError(f"{path}: damaged or too large a picture file ({e}); use a picture as sample.py wrote it") from None
     if stored is None:
         raise InputError(f"{path} carries no infu_jax settings; only pictures that sample.py wrote do, as PNG files with their metadata kept")
     try:
         recipe = json.loads(stored)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: its infu_jax settings are not JSON ({e}); use a picture as sample.py wrote it") from None
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: its infu_jax settings are {type(recipe).__name__}, expected an object; use a picture as sample.py wrote it")

@@ -100,12 +100,15 @@ def png_header(width, height):
 
 def test_read_image_refuses(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
-    Image.open(tmp_path / "whole.png").save(tmp_path / "whole.jpg")
+    for name in ("whole.jpg", "whole.dds"):
+        Image.open(tmp_path / "whole.png").save(tmp_path / name)
+    dds = (tmp_path / "whole.dds").read_bytes()
     files = {
         "text.png": (b"hello, this is no picture", "not a picture"),
         "empty.jpg": (b"", "not a picture"),
         "cut.png": ((tmp_path / "whole.png").read_bytes()[:3000], "damaged"),
         "cut.jpg": ((tmp_path / "whole.jpg").read_bytes()[:1000], "damaged"),
+        "pixels.dds": (dds[:80] + bytes(4) + dds[84:], "damaged"),  # NotImplementedError
         "bomb.png": (png_header(40_000, 40_000), "megapixels"),  # Pillow itself raises
         "large.png": (png_header(12_000, 10_000), "megapixels"),  # Pillow would only warn
     }

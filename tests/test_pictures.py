@@ -1,12 +1,15 @@
 """Pictures on disk: what their metadata say, that nothing is overwritten, and that half a picture is never seen under its name."""
 
 import errno
+import io
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from xml.etree import ElementTree
 
 import numpy as np
@@ -152,10 +155,23 @@ def test_a_killed_run_leaves_no_picture(tmp_path):
 # Reading ------------------------------------------------------------------------------------------
 
 
-def png_with(path, text):
+def png_with(path, text, zip=False):
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(pictures.KEY, text)
+    info.add_itxt(pictures.KEY, text, zip=zip)
     Image.fromarray(image()).save(path, pnginfo=info)
+
+
+def huge_png():
+    """The beginning of one of 400 megapixels."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+
+
+def unknown_pixels():
+    """A DDS file whose pixel format says nothing: Pillow raises NotImplementedError, which is a RuntimeError."""
+    file = io.BytesIO()
+    Image.fromarray(image()).save(file, format="DDS")
+    return file.getvalue()[:80] + bytes(4) + file.getvalue()[84:]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +180,11 @@ def png_with(path, text):
         (lambda path: path.write_text("no picture"), "is not a picture"),
         (lambda path: Image.fromarray(image()).save(path), "carries no infu_jax settings"),
         (lambda path: png_with(path, '{"seed": 1'), "are not JSON"),
+        (lambda path: png_with(path, "[" * 200_000), "are not JSON"),
+        (lambda path: png_with(path, '{"seed": ' + "9" * 5000 + "}"), "are not JSON"),
+        (lambda path: png_with(path, "a" * 3_000_000, zip=True), "damaged or too large a picture file"),
+        (lambda path: path.write_bytes(huge_png()), "damaged or too large a picture file"),
+        (lambda path: path.write_bytes(unknown_pixels()), "damaged or too large a picture file"),
         (lambda path: png_with(path, "[1, 2]"), "are list, expected an object"),
     ],
 )
