@@ -22,6 +22,8 @@ import math
 import random
 import sys
 import time
+import types
+import typing
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,15 +205,20 @@ def _defaults(argv: list[str]) -> Args:
             prompt=(recipe["prompt"],),
             seed=(recipe["seed"],),
             negative_prompt=recipe["negative_prompt"],
-            keypoints=tuple(recipe["keypoints"]),
+            keypoints=_tuple(recipe["keypoints"]),
             sampling=from_json(SamplingConfig, recipe["sampling"]),
             ema=recipe.get("ema", True),
-            lora=tuple(recipe.get("lora", ())),  # pictures of older versions have none
+            lora=_tuple(recipe.get("lora", [])),  # pictures of older versions have none
             detector=recipe["detector"],
             dtype=recipe["dtype"],
             weights=recipe.get("weights", "auto"),
         )
-    except (KeyError, TypeError) as e:
+        _check_types(stored)
+        _check_types(stored.sampling)
+        lora_sha256 = _tuple(recipe.get("lora_sha256", []))
+        if not _fits(lora_sha256, tuple[str | None, ...]):
+            raise TypeError(f"lora_sha256 is {lora_sha256!r:.80}")
+    except (KeyError, TypeError, OverflowError) as e:
         raise InputError(f"{path}: its settings are not those of this version ({e!r}); give the options themselves instead of --like") from None
     if (scanned.detector or stored.detector) == "yunet":
         stored = dataclasses.replace(stored, detector_root=None)
@@ -219,13 +226,39 @@ def _defaults(argv: list[str]) -> Args:
         file, digest = getattr(stored, name), recipe.get(f"{name}_sha256")
         if _flag(name) not in given and file is not None and file.is_file() and _sha256(file) != digest:
             raise InputError(f"{file} is not the file that {path} was made from; give the right one with {_flag(name)} (or this one, if you mean it)")
-    for text, digest in zip(stored.lora, recipe.get("lora_sha256", ())):
+    for text, digest in zip(stored.lora, lora_sha256):
         file = file_and_scale(text)[0]
         if "--lora" not in given and file.is_file() and digest is not None and _sha256(file) != digest:
             raise InputError(f"{file} is not the file that {path} was made with; give the right one with --lora (or this one, if you mean it)")
     # Options that replace others, rather than add to them.
     replaced = {"prompts_file": "prompt", "keypoints": "control_image", "control_image": "keypoints"}
     return dataclasses.replace(stored, **{old: getattr(Args(), old) for new, old in replaced.items() if _flag(new) in given})
+
+
+def _tuple(stored: Any) -> Any:
+    """JSON's list as the tuple that it was."""
+    return tuple(stored) if isinstance(stored, list) else stored
+
+
+def _check_types(cfg: Any) -> None:
+    """TypeError unless the values of a dataclass are what its annotations say."""
+    for name, kind in typing.get_type_hints(type(cfg)).items():
+        if not _fits(getattr(cfg, name), kind):
+            raise TypeError(f"{name} is {getattr(cfg, name)!r:.80}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    options = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return value in options
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in options)
+    if origin is tuple:  # of any length, and of one kind
+        return isinstance(value, tuple) and all(_fits(x, options[0]) for x in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _of_run(args: Args, infu: Path | None) -> Args:
@@ -370,6 +403,8 @@ def _path_text(path: Path | None) -> str | None:
 def _path_from(text: str | None) -> Path | None:
     if text is None:
         return None
+    if not isinstance(text, str):
+        raise TypeError(f"the path {text!r:.80}")
     return ASSETS / text.removeprefix(_EMBEDDED) if text.startswith(_EMBEDDED) else Path(text)
 
 

@@ -555,6 +555,46 @@ def test_settings_of_another_version(tmp_path):
     assert_one_line(command(sample, "--like", tmp_path / "c.png"), "c.png: its settings are not those of this version .*'detector'")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": 5},
+        {"prompt": None},
+        {"seed": "x"},
+        {"seed": 1.5},
+        {"seed": True},
+        {"lora": [5]},
+        {"lora": "abc"},
+        {"lora_sha256": 5},
+        {"lora_sha256": [5]},
+        {"id_image": 5},
+        {"base": None},
+        {"arcface": ["a"]},
+        {"negative_prompt": 5},
+        {"keypoints": ["x"] * 10},
+        {"keypoints": None},
+        {"detector": "other"},
+        {"dtype": "int4"},
+        {"weights": "zz"},
+        {"weights": ["int8"]},
+        {"ema": "x"},
+        {"sampling": {"steps": 2.5}},
+        {"sampling": {"width": 128.0}},
+        {"sampling": {"guidance": "3"}},
+        {"sampling": {"guidance": 10**400}},
+        {"sampling": {"conditioning_scale": True}},
+    ],
+    ids=str,
+)
+def test_stored_settings_of_wrong_types(tmp_path, change):
+    recipe = pictures.read_recipe(stored(tmp_path))
+    if "sampling" in change:
+        change = {"sampling": {**recipe["sampling"], **change["sampling"]}}
+    pictures.save_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), {**recipe, **change})
+    said = "a.png: its settings are not those of this version .*; give the options themselves instead of --like"
+    assert_one_line(command(sample, "--like", tmp_path / "a.png"), said)
+
+
 # Programs that are kept ---------------------------------------------------------------------------
 
 
