@@ -31,6 +31,18 @@ class ScheduleConfig:
     shift: float = 1.0  # used where `dynamic` is False
 
 
+# Settings of the scheduler that change its times or steps, with the values that leave them as they are.
+NOT_IMPLEMENTED = {
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+}
+
+
 def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> ScheduleConfig:
     """The folder's scheduler config; where the transformer comes from elsewhere or there is none, what its kind was trained for."""
     path = base / "scheduler" / "scheduler_config.json"
@@ -38,7 +50,8 @@ def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> Sched
         return ScheduleConfig(dynamic=cfg.guidance_embed)  # schnell has no guidance embedding and no shift
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return ScheduleConfig(
+        _check_stored(stored)
+        found = ScheduleConfig(
             dynamic=stored["use_dynamic_shifting"],
             base_shift=stored["base_shift"],
             max_shift=stored["max_shift"],
@@ -46,8 +59,25 @@ def read_schedule(base: Path, cfg: FluxConfig, other_transformer: bool) -> Sched
             max_tokens=stored["max_image_seq_len"],
             shift=stored["shift"],
         )
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise InputError(f"{path} is not a FlowMatchEulerDiscreteScheduler config: {e!r}") from None
+    for name, value in NOT_IMPLEMENTED.items():
+        if stored.get(name, value) != value:
+            raise InputError(f"{path}: {name} is {stored[name]!r}, which is not implemented; use FLUX.1's own file, where it is {value!r}")
+    return found
+
+
+def _check_stored(stored: dict) -> None:
+    """ValueError for values that no schedule can be made of."""
+    if not isinstance(stored["use_dynamic_shifting"], bool):
+        raise ValueError(f"use_dynamic_shifting is {stored['use_dynamic_shifting']!r:.40}; true or false is needed")
+    for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "shift"):
+        if isinstance(stored[name], bool) or not math.isfinite(stored[name]):
+            raise ValueError(f"{name} is {stored[name]!r:.40}; a finite number is needed")
+    if stored["shift"] <= 0:
+        raise ValueError(f"shift is {stored['shift']}; more than 0 is needed")
+    if stored["max_image_seq_len"] <= stored["base_image_seq_len"]:
+        raise ValueError(f"max_image_seq_len is {stored['max_image_seq_len']}; more than base_image_seq_len {stored['base_image_seq_len']} is needed")
 
 
 class Schedule(NamedTuple):

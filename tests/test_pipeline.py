@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import math
 import re
 import warnings
 from types import SimpleNamespace
@@ -381,7 +382,17 @@ def test_the_schedule_comes_from_the_folder(tmp_path, pipeline):
     file.write_text(json.dumps(stored))
     assert flow.read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
     assert flow.read_schedule(tmp_path, schnell, True) == ScheduleConfig(dynamic=False)  # another transformer than the folder's
-    for text in ("{", '{"shift": 1.0}', "[]", "\xff"):
+    file.write_text(json.dumps(stored | flow.NOT_IMPLEMENTED))
+    assert flow.read_schedule(tmp_path, dev, False) == ScheduleConfig(True, 0.4, 1.0, 100, 1000, 2.0)
+    wrong = (
+        {"max_image_seq_len": 100}, {"base_shift": "0.5"}, {"shift": "3"}, {"shift": math.nan}, {"shift": 0}, {"max_shift": 10**400}, {"shift": True},
+        {"base_image_seq_len": None}, {"use_dynamic_shifting": "false"}, {"use_dynamic_shifting": 1},
+    )  # fmt: skip
+    for text in ("{", '{"shift": 1.0}', "[]", "\xff", "[" * 200_000, *(json.dumps(stored | change) for change in wrong)):
         file.write_text(text, encoding="latin-1")
         with pytest.raises(InputError, match="is not a FlowMatchEulerDiscreteScheduler config"):
+            flow.read_schedule(tmp_path, dev, False)
+    for name, value in {**dict.fromkeys(flow.NOT_IMPLEMENTED, True), "shift_terminal": 0.02, "time_shift_type": "linear"}.items():
+        file.write_text(json.dumps(stored | {name: value}))
+        with pytest.raises(InputError, match=f"scheduler_config.json: {name} is {value!r}, which is not implemented; use FLUX.1's own file"):
             flow.read_schedule(tmp_path, dev, False)
