@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from infu_jax import latents
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
@@ -27,6 +29,27 @@ def check_models(flux, infusenet, resampler, t5, clip, autoencoder, arcface, t5_
     for what, ids, entries in (("T5", t5_tokenizer.vocab_size, t5.cfg.vocab_size), ("CLIP", clip_tokenizer.vocab_size, clip.cfg.vocab_size)):
         if ids > entries:
             raise InputError(f"{what}'s tokenizer has {ids} ids, its model {entries}; these files do not belong together")
+
+
+def as_seeds(given, count: int) -> list[int]:
+    """A seed for each picture; a single number counts up."""
+    seeds = [given] if np.ndim(given) == 0 else list(given)
+    if bad := [s for s in seeds if not isinstance(s, (int, np.integer))]:
+        raise InputError(f"seeds {bad} are no whole numbers; give ints")
+    return [int(s) for s in seeds] if np.ndim(given) else [int(given) + n for n in range(count)]
+
+
+def as_embeddings(given, count: int, length: int) -> np.ndarray:
+    """(count, length) float32 of one identity, or of one for each picture."""
+    try:
+        embedding = np.asarray(given, np.float32)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"id_embedding is no array of numbers ({e}); ({length},) or ({count}, {length}) of them are needed here") from None
+    if embedding.shape not in ((length,), (count, length)):
+        raise InputError(f"id_embedding is {embedding.shape}; ({length},) or ({count}, {length}) is needed here")
+    if not np.isfinite(embedding).all():
+        raise InputError("id_embedding has numbers that are NaN or infinite; finite ones are needed")
+    return np.broadcast_to(embedding, (count, length))
 
 
 def check_call(prompts, seeds, num_images: int, settings: SamplingConfig, id_image, id_embedding, control_image, keypoints, negative_prompt) -> None:

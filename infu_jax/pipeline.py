@@ -157,11 +157,11 @@ class InfUPipeline:
         prompts: str | Sequence[str],
         *,
         id_image: np.ndarray | None = None,
-        id_embedding: np.ndarray | None = None,
+        id_embedding: np.ndarray | Sequence | None = None,
         control_image: np.ndarray | Sequence[np.ndarray] | None = None,
         keypoints: np.ndarray | None = None,
         negative_prompt: str | None = None,
-        seeds: int | Sequence[int] = 42,
+        seeds: int | np.integer | Sequence[int | np.integer] | np.ndarray = 42,
         num_images: int = 1,
         settings: SamplingConfig | None = None,
         noise: np.ndarray | None = None,
@@ -190,7 +190,7 @@ class InfUPipeline:
         """
         settings = settings or SamplingConfig()
         prompts = [p for p in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(num_images)]
-        seeds = [seeds + n for n in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+        seeds = checks.as_seeds(seeds, len(prompts))
         checks.check_call(prompts, seeds, num_images, settings, id_image, id_embedding, control_image, keypoints, negative_prompt)
         batch = len(prompts)
         h, w = settings.height // self.autoencoder_downscale, settings.width // self.autoencoder_downscale
@@ -199,10 +199,7 @@ class InfUPipeline:
 
         if id_embedding is None:
             id_embedding = self.embed_face(id_image)
-        length = self.arcface.cfg.embedding_dim
-        if id_embedding.shape not in ((length,), (batch, length)):
-            raise InputError(f"id_embedding is {id_embedding.shape}; ({length},) or ({batch}, {length}) is needed here")
-        id_embedding = np.broadcast_to(np.asarray(id_embedding, np.float32), (batch, length))
+        id_embedding = checks.as_embeddings(id_embedding, batch, self.arcface.cfg.embedding_dim)
         drawn = self.draw_control(control_image, keypoints, settings)
         if drawn.ndim == 4 and len(drawn) != batch:
             raise InputError(f"there are {len(drawn)} control images or keypoints for {batch} pictures; give one for all, or one for each")

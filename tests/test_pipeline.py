@@ -267,6 +267,13 @@ def test_bfloat16(tiny, pipeline, paint):
         ({"id_image": np.zeros((9, 9, 3), np.uint8)}, "either id_image or id_embedding"),
         ({"id_embedding": EMBEDDING[:127]}, r"id_embedding is \(127,\); \(128,\) or \(2, 128\) is needed"),
         ({"id_embedding": np.ones((3, 128), np.float32)}, r"id_embedding is \(3, 128\)"),
+        ({"id_embedding": ["x"] * 128}, "id_embedding is no array of numbers"),
+        ({"id_embedding": [[1.0], [1.0, 2.0]]}, "id_embedding is no array of numbers"),
+        ({"id_embedding": np.full(128, np.nan, np.float32)}, "id_embedding has numbers that are NaN"),
+        ({"seeds": [1, 2.5]}, r"seeds \[2\.5\] are no whole numbers"),
+        ({"seeds": ["1", 2]}, r"seeds \['1'\] are no whole numbers"),
+        ({"seeds": 7.0}, r"seeds \[7\.0\] are no whole numbers"),
+        ({"seeds": np.float64(7)}, r"seeds \[.*7\.0.*\] are no whole numbers"),
         ({"keypoints": KEYPOINTS, "control_image": np.zeros((9, 9, 3), np.uint8)}, "not both"),
         ({"keypoints": KEYPOINTS[:4]}, r"keypoints have shape \(4, 2\)"),
         ({"keypoints": np.stack([KEYPOINTS] * 3)}, "there are 3 control images or keypoints for 2 pictures"),
@@ -276,7 +283,7 @@ def test_bfloat16(tiny, pipeline, paint):
         ({"control_noise": np.zeros((1, H, W, 16), np.float32)}, r"control_noise is \(1, 10, 8, 16\); \(2, 10, 8, 16\) is needed"),
     ],
 )
-def test_wrong_calls(pipeline, changes, message):
+def test_wrong_calls(pipeline, unchecked, changes, message):
     with pytest.raises(InputError, match=message):
         pipeline(**{"prompts": PROMPTS, "id_embedding": EMBEDDING, "settings": SETTINGS, **changes})
 
@@ -315,6 +322,15 @@ def test_pictures_that_are_not_finite(pipeline):
     with pytest.raises(InputError, match="embedding of a face is NaN or infinite; ArcFace's weights are damaged"):
         dataclasses.replace(pipeline, arcface=poisoned(pipeline.arcface)).embed_face(photo)
     assert np.isfinite(pipeline.embed_face(photo)).all()
+
+
+def test_seeds_and_embeddings_of_other_kinds(pipeline, paint):
+    """What NumPy computes with, and lists."""
+    usual = paint(pipeline, seeds=SEEDS)
+    for seeds in (5, np.int64(5), np.uint32(5), np.array(SEEDS), tuple(np.int32(SEEDS))):
+        made = pipeline(PROMPTS, id_embedding=EMBEDDING.tolist(), seeds=seeds, settings=SETTINGS, trace=True)
+        assert made.seeds == SEEDS and {type(s) for s in made.seeds} == {int}
+        assert_close(made.trace["image"], usual, 1e-6)
 
 
 def test_offload(tiny, pipeline, paint):
