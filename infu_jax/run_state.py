@@ -6,9 +6,10 @@ have its fingerprints is put aside as `<step>.damaged`, and the one before it is
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,24 @@ class Checkpoints:
         prints = {name: fingerprints(arrays) for name, arrays in items.items()}
         saved = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
         meta = {**meta, "step": step, "fingerprints": prints}
-        try:
+        with self._said():
             self._manager.save(step, args=ocp.args.Composite(**saved, meta=ocp.args.JsonSave(meta)), force=True)
-        except OSError as e:
-            raise self._failed(e) from e
         if before is not None:
             raise before
 
     def wait(self) -> None:
         """Wait until nothing is being saved. Raises CheckpointError where saving failed; the checkpoints before it are whole."""
-        try:
+        with self._said():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """CheckpointError for what goes wrong with the files."""
+        try:
+            yield
         except jax.errors.JaxRuntimeError:
             raise  # such as another process that is gone
-        except Exception as e:  # Orbax passes on whatever its threads raised, for a full disk a ValueError
+        except Exception as e:  # Orbax passes on whatever its threads raised, now or the time before, for a full disk a ValueError
             raise self._failed(e) from e
 
     def _failed(self, error: Exception) -> CheckpointError:
@@ -143,13 +148,16 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         """Finish what is being saved. What goes wrong with that is raised, unless something else is on its way already."""
         try:
-            self.wait()
+            try:
+                self.wait()
+            finally:
+                with self._said():  # once more what `wait` raised
+                    self._manager.close()
         except CheckpointError as e:
             if kind is None:
                 raise
             warnings.warn(str(e), stacklevel=2)
         finally:
-            self._manager.close()
             self._remove_rests()
 
 

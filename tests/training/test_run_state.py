@@ -4,6 +4,7 @@ import resource
 import shutil
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,19 @@ def test_a_full_disk(tmp_path):
             time.sleep(0.5)
         assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {str(s) for s in checkpoints.steps}
         assert checkpoints.restore(abstract(), lambda meta: None)[0] == step
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished", "close"])
+def test_what_orbax_says_a_second_time(tmp_path, monkeypatch, method):
+    """On a disk that stays full it raises what its threads raised once more, as a ValueError, wherever it is called next."""
+    full = mock.Mock(side_effect=ValueError("RESOURCE_EXHAUSTED: no space left on device"))
+    said = r"could not be written .*no space left on device\); the last whole one is of step 1"
+    with pytest.raises(run_state.CheckpointError, match=said), save(tmp_path, 1) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, method, full)
+        if method == "save":
+            checkpoints.save(2, items(2.0), {})
+    monkeypatch.undo()
+    checkpoints._manager.close()
 
 
 def test_finding_a_model(tmp_path):
