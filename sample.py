@@ -22,8 +22,6 @@ import math
 import random
 import sys
 import time
-import types
-import typing
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +33,10 @@ from tqdm import tqdm
 from infu_jax import runs
 from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import check_writable, file_and_scale, keep_programs, memory_advice, run, user_cache
-from infu_jax.config import MeshConfig, SamplingConfig, Weights, from_json
+from infu_jax.config import MeshConfig, SamplingConfig, Weights, check_types, from_json, is_of
 from infu_jax.errors import InputError
 from infu_jax.prompts import lines_of
-from infu_jax.stack_options import sampling_for
+from infu_jax.stack_options import with_defaults
 
 ADVICE = "try --offload, --weights int8, --dtype bfloat16, a smaller --batch or picture, or more devices"
 MAX_IMAGES = 100_000  # per prompt and seed: what nobody waits for is a slip, and its list of seeds could fill the memory
@@ -188,12 +186,11 @@ def _defaults(argv: list[str]) -> Args:
         raise InputError(f"{twice[0]} is given {given[twice[0]]} times; give it once, with all its values after it")
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--like", type=Path)
-    scan.add_argument("--infu", type=Path)
     scan.add_argument("--detector", nargs="?")
     scanned = scan.parse_known_args(argv)[0]
     path = scanned.like
     if path is None:
-        return _of_run(Args(sampling=sampling_for(argv)), scanned.infu)
+        return with_defaults(Args(), argv)
     from infu_jax import pictures
 
     recipe = pictures.read_recipe(path)
@@ -213,10 +210,10 @@ def _defaults(argv: list[str]) -> Args:
             dtype=recipe["dtype"],
             weights=recipe.get("weights", "auto"),
         )
-        _check_types(stored)
-        _check_types(stored.sampling)
+        check_types(stored)
+        check_types(stored.sampling)
         lora_sha256 = _tuple(recipe.get("lora_sha256", []))
-        if not _fits(lora_sha256, tuple[str | None, ...]):
+        if not is_of(lora_sha256, tuple[str | None, ...]):
             raise TypeError(f"lora_sha256 is {lora_sha256!r:.80}")
     except (KeyError, TypeError, OverflowError) as e:
         raise InputError(f"{path}: its settings are not those of this version ({e!r}); give the options themselves instead of --like") from None
@@ -238,32 +235,6 @@ def _defaults(argv: list[str]) -> Args:
 def _tuple(stored: Any) -> Any:
     """JSON's list as the tuple that it was."""
     return tuple(stored) if isinstance(stored, list) else stored
-
-
-def _check_types(cfg: Any) -> None:
-    """TypeError unless the values of a dataclass are what its annotations say."""
-    for name, kind in typing.get_type_hints(type(cfg)).items():
-        if not _fits(getattr(cfg, name), kind):
-            raise TypeError(f"{name} is {getattr(cfg, name)!r:.80}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    options = typing.get_args(kind)
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return value in options
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in options)
-    if origin is tuple:  # of any length, and of one kind
-        return isinstance(value, tuple) and all(_fits(x, options[0]) for x in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _of_run(args: Args, infu: Path | None) -> Args:
-    """The models that a training run was made with as defaults, if `infu` is one."""
-    return args if infu is None or not runs.is_run(infu) else dataclasses.replace(args, **runs.models_of(infu))
 
 
 def _jobs(args: Args) -> list[tuple[str, int]]:

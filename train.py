@@ -121,8 +121,8 @@ def train(cfg: TrainConfig, held: contextlib.ExitStack) -> None:
             return checkpoints.steps[-1] if checkpoints.steps else 0
         return step
 
-    def look_at_strangers(step: int) -> None:
-        """The validation."""
+    def run_validation(step: int) -> None:
+        """Measure the models on held-out people, and log it."""
         began = time.perf_counter()
         values, sheet = validate(state, frozen)
         log.scalars(step, values)
@@ -136,7 +136,7 @@ def train(cfg: TrainConfig, held: contextlib.ExitStack) -> None:
         tqdm(total=cfg.steps, initial=start, desc=cfg.out.name, unit="step", disable=None if leads else True) as bar,
     ):  # fmt: skip
         if owed:
-            look_at_strangers(start)
+            run_validation(start)
         step, batches, compiled = start, loader.iterate(start), set()
         for step in range(start + 1, cfg.steps + 1):
             began = time.perf_counter()
@@ -168,7 +168,7 @@ def train(cfg: TrainConfig, held: contextlib.ExitStack) -> None:
             if saves:
                 saved = save(step, ends)
             if validate and validates and not asked:
-                look_at_strangers(step)
+                run_validation(step)
             if asked:
                 break
     if leads:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from infu_jax.errors import InputError
 
@@ -235,6 +237,27 @@ def from_json(cls, values: dict):
     unknown, missing = sorted(set(values) - names), sorted(names - set(values))
     _check(not unknown and not missing, f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}; the fields are {sorted(names)}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def check_types(cfg: Any) -> None:
+    """TypeError unless the values of a dataclass are what its annotations say."""
+    for name, kind in typing.get_type_hints(type(cfg)).items():
+        if not is_of(getattr(cfg, name), kind):
+            raise TypeError(f"{name} is {getattr(cfg, name)!r:.80}")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation: a class, Literal, a union, or a tuple of any length and one kind."""
+    options, origin = typing.get_args(kind), typing.get_origin(kind)
+    if origin is Literal:
+        return value in options
+    if origin in (types.UnionType, typing.Union):
+        return any(is_of(value, option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(is_of(x, options[0]) for x in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _check(ok: bool, message: str) -> None:

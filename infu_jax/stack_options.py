@@ -6,25 +6,31 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from infu_jax import runs
 from infu_jax.assets import TINY, TINY_SAMPLING
 from infu_jax.config import SamplingConfig
 
 EMBEDDED_BASE = TINY / "FLUX.1-tiny"
+Args = TypeVar("Args")
 
 
-def sampling_for(argv: Sequence[str]) -> SamplingConfig:
-    """The sizes, steps and lengths that suit the models of --base and --infu: those that a training run was trained on, those of the embedded base,
-    or else the release's."""
+def with_defaults(args: Args, argv: Sequence[str]) -> Args:
+    """`args`, a dataclass of a command's defaults, as they should be for the models that --base and --infu of `argv` give.
+
+    Of a training run: the models that it was made with, and `sampling` of what it was trained on. Else sampling's sizes and steps are those of the
+    embedded base, or the release's.
+    """
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--base", type=Path)
     scan.add_argument("--infu", type=Path)
     given = scan.parse_known_args(argv)[0]
     run = given.infu if given.infu is not None and runs.is_run(given.infu) else None
-    base = given.base or (runs.models_of(run).get("base") if run else None) or EMBEDDED_BASE
+    models = runs.models_of(run) if run else {}
+    base = given.base or models.get("base") or EMBEDDED_BASE
     usual = TINY_SAMPLING if base == EMBEDDED_BASE else SamplingConfig()
-    return dataclasses.replace(usual, **_trained_on(run)) if run else usual
+    return dataclasses.replace(args, **models, sampling=dataclasses.replace(usual, **(_trained_on(run) if run else {})))
 
 
 def _trained_on(run: Path) -> dict[str, int]:

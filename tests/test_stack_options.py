@@ -7,9 +7,14 @@ import pytest
 from infu_jax import runs
 from infu_jax.assets import TINY, TINY_SAMPLING
 from infu_jax.config import SamplingConfig
-from infu_jax.stack_options import sampling_for
+from infu_jax.stack_options import with_defaults
+from sample import Args
 
 RELEASE = SamplingConfig()
+
+
+def sampling_for(argv):
+    return with_defaults(Args(), argv).sampling
 
 
 def test_without_a_run():
@@ -33,4 +38,5 @@ def test_of_a_run(tmp_path, settings, sizes):
     runs.write_run(tmp_path, {"settings": {"models.base": str(TINY / "FLUX.1-tiny"), **settings}})
     if settings:
         assert sampling_for(["--infu", str(tmp_path)]) == dataclasses.replace(TINY_SAMPLING, **wanted)
+    assert with_defaults(Args(), ["--infu", str(tmp_path)]).base == TINY / "FLUX.1-tiny"
     assert sampling_for(["--infu", str(tmp_path), "--base", "mine"]) == dataclasses.replace(RELEASE, **wanted)

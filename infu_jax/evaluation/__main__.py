@@ -27,7 +27,7 @@ from infu_jax.assets import ASSETS, TINY
 from infu_jax.cli import appearing, check_writable, run
 from infu_jax.config import SamplingConfig
 from infu_jax.errors import InputError
-from infu_jax.stack_options import sampling_for
+from infu_jax.stack_options import with_defaults
 
 if TYPE_CHECKING:
     from infu_jax import face
@@ -120,8 +120,8 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    default = Args(sampling=sampling_for(sys.argv[1:] if argv is None else argv))
-    args = _of_run(tyro.cli(Args, args=argv, prog="python -m infu_jax.evaluation", description=__doc__, default=default))
+    default = with_defaults(Args(), sys.argv[1:] if argv is None else argv)
+    args = tyro.cli(Args, args=argv, prog="python -m infu_jax.evaluation", description=__doc__, default=default)
     from infu_jax import face
     from infu_jax.evaluation import comparing, identities, pairs, scores
     from infu_jax.evaluation.comparing import Bootstrap
@@ -183,15 +183,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 # Options ------------------------------------------------------------------------------------------
-
-
-def _of_run(args: Args) -> Args:
-    """If `infu` is a training run: the models that it was made with, where no others are given."""
-    from infu_jax import runs
-
-    if not runs.is_run(args.infu):
-        return args
-    return dataclasses.replace(args, **{k: v for k, v in runs.models_of(args.infu).items() if getattr(args, k) == getattr(Args, k)})
 
 
 def _check_options(args: Args) -> None:
